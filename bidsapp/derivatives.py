@@ -1,0 +1,507 @@
+"""BIDS out: every name, sidecar and file of the output folder is made here.
+
+Files appear under their names complete or not at all: each is written under a temporary name in
+its folder and then renamed, so any number of processes may write to one output folder.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from bidsapp import __version__
+from bidsapp.errors import UserError
+
+if TYPE_CHECKING:
+    from bidsapp.study import Scan
+    from models.segmentation.labels import Label
+
+NAME = "brainage"
+BIDS_VERSION = "1.10.0"
+RESOLUTION = "2"
+_TEMPORARY = f".{NAME}-*.tmp"
+_STALE_SECONDS = 3600.0
+# Measured on label maps and float images: level 6 takes a quarter of the time of 9 for 1-4 % more.
+_COMPRESSION = 6
+
+_BIDSIGNORE = f"""\
+*.html
+figures
+logs/
+*_xfm.txt
+*_xfm.json
+*_brainage.json
+*_importance.nii.gz
+*_importance.json
+group_*
+{_TEMPORARY}
+"""
+_README = f"""\
+Brain age from T1-weighted MRI, written by {NAME}.
+
+sub-<label>.html is the report of a participant. sub-<label>/[ses-<label>/]anat holds the images
+of each scan and *_brainage.json, its record: the predicted ages, image quality, volumes of the
+tissues and how every step was done. group_* files, where present, summarise all records.
+dseg.tsv names the values of the *_dseg.nii.gz images. Images with space-<template> in their names
+lie in that template, the others on the grid of the scan. logs holds the settings and messages of
+each run, and in CITATION.md what to cite. The folder is a BIDS derivative; .bidsignore lists the
+names that BIDS does not define.
+
+A predicted brain age is a research result and no medical finding.
+"""
+_CITATION = f"""\
+Brain age was predicted with {NAME} {__version__}. The steps that were done, the software they used
+and the licences of the models are listed in the record of each scan (`*_brainage.json`).
+"""
+_DESCRIPTIONS = {
+    "desc-brain_mask": "Brain mask",
+    "dseg": "Tissues and regions of the brain, found by the segmentation network",
+    "desc-preproc_T1w": "T1w image: bias field corrected, brain only, resampled to the template",
+    "importance": "How much each place in the brain contributed to the predicted age",
+}
+_TABLE_KEYS = {
+    "index": "Value in the label image",
+    "name": "Name of the region",
+    "abbreviation": "Short name of the region",
+    "color": "Colour in which reports show the region, as RGB in hexadecimal",
+    "tissue": "Tissue that the region counts towards",
+    "hemisphere": "L for left, R for right, n/a for both or neither",
+}
+
+
+def new_run_id() -> str:
+    """Return a name for the log folder of a run: date, time and a random part."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}"
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """The output folder of a run.
+
+    Attributes
+    ----------
+    root
+        The output folder.
+    study_root
+        The BIDS data set, which the name ``raw`` in BIDS URIs stands for.
+    template
+        TemplateFlow name of the standard space.
+    """
+
+    root: Path
+    study_root: Path
+    template: str
+
+    # --- names ---
+
+    def brain_mask(self, scan: Scan) -> Path:
+        """Brain mask on the grid of the scan."""
+        return self._anat(scan, "desc-brain_mask.nii.gz")
+
+    def dseg(self, scan: Scan) -> Path:
+        """Label image on the grid of the scan."""
+        return self._anat(scan, "dseg.nii.gz")
+
+    def xfm(self, scan: Scan, origin: str, target: str) -> Path:
+        """ITK affine that resamples an image of space `origin` to space `target`."""
+        return self._anat(scan, f"from-{origin}_to-{target}_mode-image_xfm.txt")
+
+    def preproc(self, scan: Scan) -> Path:
+        """Preprocessed T1w image in the template."""
+        return self._anat(scan, f"{self._space}_desc-preproc_T1w.nii.gz")
+
+    def template_mask(self, scan: Scan) -> Path:
+        """Brain mask in the template."""
+        return self._anat(scan, f"{self._space}_desc-brain_mask.nii.gz")
+
+    def importance(self, scan: Scan, model: str, method: str) -> Path:
+        """Map of where a prediction comes from, in the template."""
+        return self._anat(scan, f"{self._space}_desc-{_label(model + method)}_importance.nii.gz")
+
+    def record(self, scan: Scan) -> Path:
+        """Record of a scan, written last: where it is, the scan is done."""
+        return self._anat(scan, "brainage.json")
+
+    def report(self, participant_id: str) -> Path:
+        """HTML report of a participant."""
+        return self.root / f"{participant_id}.html"
+
+    def figures(self, participant_id: str) -> Path:
+        """Folder of the pictures in the report of a participant."""
+        return self.root / participant_id / "figures"
+
+    def figure(self, participant_id: str, stem: str, name: str) -> Path:
+        """One picture of a scan."""
+        return self.figures(participant_id) / f"{stem}_desc-{name}_T1w.png"
+
+    def log_dir(self, run_id: str) -> Path:
+        """Folder of the settings, messages and crash files of a run."""
+        return self.root / "logs" / run_id
+
+    def crash(self, run_id: str, stem: str) -> Path:
+        """File that tells what went wrong with a scan."""
+        return self.log_dir(run_id) / f"crash-{stem}.txt"
+
+    def group(self, name: str) -> Path:
+        """File of the group level, such as ``brainage.tsv``."""
+        return self.root / f"group_{name}"
+
+    def group_importance(self, model: str, method: str) -> Path:
+        """Mean importance map of the group in the template."""
+        return self.group(f"{self._space}_desc-{_label(model + method)}_importance.nii.gz")
+
+    @property
+    def label_table(self) -> Path:
+        """Names of the values of every label image."""
+        return self.root / "dseg.tsv"
+
+    def uri(self, path: Path) -> str:
+        """BIDS URI of a file in the output folder, for ``Sources`` in a sidecar."""
+        return f"bids::{path.relative_to(self.root).as_posix()}"
+
+    @property
+    def _space(self) -> str:
+        return f"space-{self.template}_res-{RESOLUTION}"
+
+    def _anat(self, scan: Scan, ending: str) -> Path:
+        folder = self.root / scan.participant_id
+        if scan.session_id:
+            folder /= scan.session_id
+        return folder / "anat" / f"{scan.stem}_{ending}"
+
+    # --- the folder ---
+
+    def prepare(self, citation: str | None = None) -> list[str]:
+        """Write what describes the folder; to be called at the start of a run.
+
+        Parameters
+        ----------
+        citation
+            Markdown text of ``logs/CITATION.md``; without it a file that is there stays.
+
+        Returns
+        -------
+        list of str
+            Warnings, such as that another version wrote to the folder before.
+
+        Raises
+        ------
+        UserError
+            The folder belongs to another data set.
+        """
+        path = self.root / "dataset_description.json"
+        before = _read_json(path) if path.exists() else {}
+        warnings = _check_owner(before, path) if path.exists() else []
+        after = self._description(before)
+        if after != before:
+            self.write_json(path, after)
+        ignored = self.root / ".bidsignore"
+        lines = ignored.read_text(encoding="utf-8").splitlines() if ignored.exists() else []
+        missing = [line for line in _BIDSIGNORE.splitlines() if line not in lines]
+        if missing:
+            self.write_text(ignored, "\n".join(lines + missing) + "\n")
+        readme, cite = self.root / "README", self.root / "logs" / "CITATION.md"
+        if not readme.exists():
+            self.write_text(readme, _README)
+        if citation or not cite.exists():
+            self.write_text(cite, citation or _CITATION)
+        self.remove_stale(self.root)
+        return warnings
+
+    def remove_stale(self, folder: Path) -> None:
+        """Remove temporary files that a killed process left in a folder an hour ago or earlier."""
+        for path in folder.glob(_TEMPORARY):
+            try:
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+            except FileNotFoundError:  # its writer, or another run, was faster
+                continue
+
+    def _description(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        generator: dict[str, Any] = {"Name": NAME, "Version": __version__}
+        if container := _container():
+            generator["Container"] = container
+        description = {
+            "Name": f"{NAME}: brain age from T1-weighted MRI",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [generator],
+            "HowToAcknowledge": "See logs/CITATION.md.",
+        }
+        source = self.study_root / "dataset_description.json"
+        if not source.is_file():  # the group level needs the output folder alone
+            kept = ("License", "SourceDatasets", "DatasetLinks")
+            return description | {key: before[key] for key in kept if key in before}
+        about = _read_json(source)
+        link = self.study_root.absolute().as_uri()
+        if self.root.resolve().is_relative_to(self.study_root.resolve()):
+            link = os.path.relpath(self.study_root.resolve(), self.root.resolve())
+        dataset = {"URL": link}
+        if about.get("DatasetDOI"):
+            dataset["DOI"] = str(about["DatasetDOI"])
+        if about.get("License"):
+            description["License"] = about["License"]
+        links = {"raw": link, "templateflow": "https://github.com/templateflow/templateflow"}
+        return description | {"SourceDatasets": [dataset], "DatasetLinks": links}
+
+    # --- writers ---
+
+    def write_image(
+        self,
+        path: Path,
+        array: NDArray[Any],
+        affine: ArrayLike,
+        sidecar: Mapping[str, Any],
+        dtype: DTypeLike,
+    ) -> None:
+        """Write a NIfTI image and its JSON sidecar; the same content gives the same bytes.
+
+        Parameters
+        ----------
+        path
+            One of the names above.
+        array
+            Voxels, shape (X, Y, Z).
+        affine
+            Voxel indices to RAS mm, shape (4, 4).
+        sidecar
+            Added to what the name of the file says; wins over it.
+        dtype
+            Type on disk, without scaling.
+
+        Raises
+        ------
+        ValueError
+            `array` is not 3D, or an integer `dtype` would change its values.
+        """
+        import nibabel as nib
+
+        array = np.asarray(array)
+        data = array.astype(dtype)
+        if data.ndim != 3:
+            raise ValueError(f"{path.name}: shape {data.shape} is not that of a 3D image")
+        if data.dtype.kind in "iu" and not np.array_equal(data, array):
+            raise ValueError(f"{path.name}: values do not fit into {data.dtype}")
+        matrix = np.asarray(affine, dtype=float)
+        image = nib.Nifti1Image(data, matrix)
+        code = ("mni" if "MNI" in self.template else "aligned") if "_space-" in path.name else 1
+        image.set_sform(matrix, code)
+        image.set_qform(matrix if _is_rigid(matrix) else None, code if _is_rigid(matrix) else 0)
+        image.header.set_xyzt_units("mm")
+        _replace(path, gzip.compress(image.to_bytes(), _COMPRESSION, mtime=0))
+        self.write_json(_sidecar_path(path), self._sidecar(path.name, sidecar))
+
+    def write_transform(
+        self, path: Path, matrix: ArrayLike, sidecar: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write an affine as ITK text, with its sidecar.
+
+        Parameters
+        ----------
+        path
+            From `xfm`.
+        matrix
+            RAS mm of the target space to RAS mm of the origin, shape (4, 4): the direction in
+            which ITK resamples an image of the origin on the grid of the target.
+        """
+        flip = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK counts from right to left and front to back
+        lps = flip @ np.asarray(matrix, dtype=float) @ flip
+        numbers = [*lps[:3, :3].ravel(), *lps[:3, 3]]
+        text = (
+            "#Insight Transform File V1.0\n#Transform 0\n"
+            "Transform: AffineTransform_double_3_3\n"
+            f"Parameters: {' '.join(f'{number + 0.0:.17g}' for number in numbers)}\n"
+            "FixedParameters: 0 0 0\n"
+        )
+        self.write_text(path, text)
+        self.write_json(_sidecar_path(path), dict(sidecar or {}))
+
+    def copy_transform(
+        self, source: Path, path: Path, sidecar: Mapping[str, Any] | None = None
+    ) -> None:
+        """Copy a transform that a tool has written, with its sidecar."""
+        _replace(path, source.read_bytes())
+        self.write_json(_sidecar_path(path), dict(sidecar or {}))
+
+    def write_table(
+        self, path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any]
+    ) -> None:
+        """Write a TSV table and a sidecar that describes every column.
+
+        Parameters
+        ----------
+        rows
+            Values by column; missing, ``None``, empty and non-finite ones become ``n/a``.
+        columns
+            Description of each column, in order; a text, or a mapping with ``Description``.
+        """
+        lines = [list(columns), *([_table_cell(row.get(c)) for c in columns] for row in rows)]
+        self.write_text(path, "".join("\t".join(cells) + "\n" for cells in lines))
+        described = {
+            name: {"Description": about} if isinstance(about, str) else about
+            for name, about in columns.items()
+        }
+        self.write_json(_sidecar_path(path), described)
+
+    def write_label_table(self, labels: Iterable[Label]) -> None:
+        """Write the names of the values of the label images, once for the whole folder."""
+        rows = ({key: getattr(label, key) for key in _TABLE_KEYS} for label in labels)
+        self.write_table(self.label_table, rows, _TABLE_KEYS)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write JSON; keys keep their order, numbers that are not finite become null."""
+        text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_text(path, text + "\n")
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write text as UTF-8."""
+        _replace(path, text.encode("utf-8"))
+
+    def write_bytes(self, path: Path, data: bytes) -> None:
+        """Write bytes, such as those of a picture."""
+        _replace(path, data)
+
+    def _sidecar(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Add what BIDS asks for and the name of the image already says."""
+        sidecar: dict[str, Any] = {}
+        for ending, about in _DESCRIPTIONS.items():
+            if name.endswith(f"_{ending}.nii.gz"):
+                sidecar["Description"] = about
+        if "_space-" in name:
+            sidecar["Resolution"] = f"{RESOLUTION} mm isotropic, in the space {self.template}"
+        else:
+            raw = [uri for uri in given.get("Sources", ()) if uri.startswith("bids:raw:")]
+            sidecar |= {"SpatialReference": raw[0]} if raw else {}
+        if name.endswith("_mask.nii.gz"):
+            sidecar["Type"] = "Brain"
+        if name.endswith("_T1w.nii.gz"):
+            sidecar["SkullStripped"] = True
+        if name.endswith("_dseg.nii.gz"):
+            sidecar["Manual"] = False
+        return sidecar | dict(given)
+
+    def read_image(self, path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """Read back an image written here: voxels (X, Y, Z) and affine (4, 4)."""
+        import nibabel as nib
+
+        image = nib.Nifti1Image.from_filename(path)
+        return np.asarray(image.dataobj), np.asarray(image.affine, np.float64)
+
+    # --- records ---
+
+    def read_record(self, path: Path) -> dict[str, Any]:
+        """Read the record of a scan.
+
+        Raises
+        ------
+        UserError
+            There is none, or it is damaged.
+        """
+        try:
+            return _read_json(path)
+        except UserError as error:
+            raise UserError(f"{error} Delete it and run the participant level again.") from error
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield all records of the folder, sorted by path."""
+        folders = ("sub-*/anat", "sub-*/ses-*/anat")
+        paths = [path for f in folders for path in self.root.glob(f"{f}/sub-*_brainage.json")]
+        yield from map(self.read_record, sorted(paths))
+
+
+def _label(text: str) -> str:
+    """Return a BIDS label: letters and digits."""
+    return "".join(letter for letter in text if letter.isascii() and letter.isalnum())
+
+
+def _sidecar_path(path: Path) -> Path:
+    return path.with_name(path.name.split(".")[0] + ".json")
+
+
+def _is_rigid(affine: NDArray[np.float64]) -> bool:
+    """Whether the axes are at right angles, without which a qform cannot hold the affine."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.allclose(axes.T @ axes, np.eye(3), atol=1e-6))
+
+
+def _container() -> dict[str, str] | None:
+    """Return what the image says about itself in the environment."""
+    if tag := os.environ.get("BRAINAGE_DOCKER_TAG"):
+        return {"Type": "docker", "Tag": f"{NAME}:{tag}"}
+    if uri := os.environ.get("BRAINAGE_SINGULARITY_URL"):
+        return {"Type": "singularity", "URI": uri}
+    return None
+
+
+def _check_owner(description: Mapping[str, Any], path: Path) -> list[str]:
+    """Refuse a folder that is not ours; warn where another version of the app wrote it."""
+    generators = description.get("GeneratedBy") or [{}]
+    first = generators[0] if isinstance(generators, list) else {}
+    if not isinstance(first, Mapping) or first.get("Name") != NAME:
+        raise UserError(
+            f"{path} says that the folder belongs to '{description.get('Name', 'unknown')}'; give "
+            f"an output folder of its own to {NAME}."
+        )
+    if first.get("Version") != __version__:
+        return [
+            f"{path.parent} was written by version {first.get('Version')}, this is {__version__}: "
+            "scans are processed again"
+        ]
+    return []
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object.")
+    return content
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Put a complete file in the place of `path`, whoever else does the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / _TEMPORARY.replace("*", uuid.uuid4().hex)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy values, tuples and paths into what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _table_cell(value: Any) -> str:
+    value = _plain(value)
+    if value is None or value == "":
+        return "n/a"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())

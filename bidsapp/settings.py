@@ -1,0 +1,269 @@
+"""The settings of one run: a frozen dataclass, read from and written to TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from bidsapp import __version__
+from bidsapp.errors import UserError
+from bidsapp.resources import available_cpus, available_memory_gb, default_nprocs
+
+LEVELS = ("participant", "group")
+IMPORTANCE_METHODS: tuple[str, ...] = ()
+GB_PER_SCAN = 2.0
+
+
+def option(
+    help: str,
+    default: Any = MISSING,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+) -> Any:
+    """Declare one setting: its help text, default and limits, in one place."""
+    metadata = {"help": help, "choices": tuple(choices), "minimum": minimum}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run was asked to do.
+
+    Values are converted (text to ``Path``, list to ``tuple``, labels without their ``sub-`` or
+    ``ses-``) and checked on creation, whether they come from the command line or from a file.
+
+    Raises
+    ------
+    UserError
+        A value has the wrong type or is outside its choices or limits.
+    """
+
+    bids_dir: Path = option("the BIDS data set to read; it is never written to")
+    output_dir: Path = option("the folder to write to; it is made where needed")
+    analysis_level: tuple[str, ...] = option(
+        "what to do: 'participant' predicts every scan, 'group' summarises the output folder; "
+        "both may be given in one call",
+        choices=LEVELS,
+    )
+
+    participant_label: tuple[str, ...] = option(
+        "participants to process, with or without 'sub-'; '@list.txt' reads labels from a file; "
+        "all when not given",
+        (),
+    )
+    session_label: tuple[str, ...] = option(
+        "sessions to process, with or without 'ses-'; all when not given", ()
+    )
+    bids_filter_file: Path | None = option(
+        "JSON file with PyBIDS filters for the key 't1w', as in fMRIPrep: null means 'absent', "
+        "'*' means 'any'",
+        None,
+    )
+    skip_bids_validation: bool = option(
+        "take T1w images whose file names break the BIDS rules as well", False
+    )
+    bids_database_dir: Path | None = option(
+        "keep the PyBIDS index in this folder and reuse it; delete the folder when the data set "
+        "changes",
+        None,
+    )
+    derivatives: tuple[str, ...] = option(
+        "derivative data sets of the same participants, as PACKAGE=PATH or PATH", ()
+    )
+
+    work_dir: Path | None = option(
+        "where to keep intermediate files; none are kept without it", None
+    )
+    nprocs: int = option(
+        "scans processed side by side; 0 means as many as processors and memory allow",
+        0,
+        minimum=0,
+    )
+    omp_nthreads: int = option(
+        "threads per scan; results are bit-identical between runs with 1", 1, minimum=1
+    )
+    mem_gb: float | None = option(
+        "upper bound on memory in GB, over all processes", None, minimum=0.1
+    )
+    low_mem: bool = option("use less memory where that costs time", False)
+
+    models: tuple[str, ...] = option(
+        "brain-age models to run; all that come with their weights by default", ()
+    )
+    model_file: tuple[str, ...] = option(
+        "use these weights for a model: NAME=PATH, where PATH is a model folder or a .safetensors "
+        "file with its card beside it",
+        (),
+    )
+    device: str = option(
+        "where networks run; 'auto' takes a GPU if there is one",
+        "auto",
+        choices=("auto", "cpu", "cuda"),
+    )
+    importance: tuple[str, ...] = option(
+        "methods that map where in the brain a prediction comes from",
+        (),
+        choices=("none", *IMPORTANCE_METHODS),
+    )
+
+    template: str = option(
+        "standard space of the output images, by its TemplateFlow name", "MNI152NLin2009aSym"
+    )
+    skull_strip_t1w: str = option(
+        "whether to strip the skull: 'auto' leaves an image that is stripped already, 'skip' "
+        "takes every image for stripped, 'force' strips all",
+        "auto",
+        choices=("auto", "skip", "force"),
+    )
+
+    reports_only: bool = option("only write the reports again, from existing outputs", False)
+    stop_on_first_crash: bool = option("stop at the first scan that fails", False)
+    dry_run: bool = option("list what would be processed, and write nothing", False)
+    random_seed: int = option("seed of everything random", 1, minimum=0)
+    verbose: int = option("say more; repeat for more still", 0, minimum=0)
+    notrack: bool = option("accepted for compatibility; this program never sends anything", False)
+    config_file: Path | None = option(
+        "TOML file of settings, such as settings.toml of an earlier run; the command line wins",
+        None,
+    )
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = _converted(setting.name, str(setting.type), getattr(self, setting.name))
+            _check_limits(setting.name, setting.metadata, value)
+            self._set(setting.name, value)
+        if not self.analysis_level:
+            raise UserError("setting 'analysis_level' is empty: give participant, group or both.")
+        self._set("participant_label", _labels(self.participant_label, "sub-"))
+        self._set("session_label", _labels(self.session_label, "ses-"))
+        self._set("importance", tuple(name for name in self.importance if name != "none"))
+        if self.nprocs == 0:
+            memory = self.mem_gb or available_memory_gb()
+            self._set("nprocs", default_nprocs(available_cpus(), memory, GB_PER_SCAN))
+        if not (self.template.isascii() and self.template.isalnum()):
+            raise UserError(
+                f"template '{self.template}' is not the name of a TemplateFlow template: "
+                "letters and digits only, such as MNI152NLin2009aSym."
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def log_level(self) -> int:
+        """Level for the logging module: a line per scan; each -v lowers it by 5, down to DEBUG."""
+        return max(20 - 5 * self.verbose, 10)
+
+    @property
+    def model_paths(self) -> dict[str, Path]:
+        """Weights given by the user, by model name."""
+        return dict(_name_and_path("--model-file", item) for item in self.model_file)
+
+    @property
+    def derivative_paths(self) -> dict[str, Path]:
+        """Derivative data sets given by the user, by package name."""
+        return dict(_name_and_path("--derivatives", item, True) for item in self.derivatives)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Settings:
+        """Make settings from TOML text that holds at least the three positional arguments."""
+        values = parse_toml(text, "the TOML text")
+        missing = {"bids_dir", "output_dir", "analysis_level"} - values.keys()
+        if missing:
+            raise UserError(f"the TOML text lacks {', '.join(sorted(missing))}.")
+        return cls(**values)
+
+    def to_toml(self) -> str:
+        """Write the settings as TOML text with every option explained; ``None`` is left out."""
+        lines = [f"# Settings of a run of brainage {__version__}"]
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value is not None:
+                lines += ["", f"# {setting.metadata['help']}"]
+                lines += [f"{setting.name} = {_toml_value(value)}"]
+        return "\n".join(lines) + "\n"
+
+
+def parse_toml(text: str, name: str) -> dict[str, Any]:
+    """Read TOML text into keyword arguments of `Settings`.
+
+    Raises
+    ------
+    UserError
+        The text is not TOML, or holds a key that is no setting. The message begins with `name`.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{name} is not valid TOML: {error}.") from error
+    known = [setting.name for setting in fields(Settings)]
+    for key in values:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}."
+            raise UserError(f"{name} has an unknown setting '{key}': {hint}")
+    return values
+
+
+def _converted(name: str, annotation: str, value: Any) -> Any:
+    kind = annotation.removesuffix(" | None")
+    if value is None and kind != annotation:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    match kind:
+        case "Path" if isinstance(value, (str, Path)) and str(value):
+            return Path(value).expanduser().absolute()
+        case "tuple[str, ...]" if isinstance(value, (list, tuple)):
+            if all(isinstance(item, str) for item in value):
+                return tuple(dict.fromkeys(value))
+        case "float" if number:
+            return float(value)
+        case "int" if number and value == int(value):
+            return int(value)
+        case "bool" if isinstance(value, bool):
+            return value
+        case "str" if isinstance(value, str):
+            return value
+    words = {"tuple[str, ...]": "a list of words", "Path": "a path", "str": "a word"}
+    raise UserError(
+        f"setting '{name}' must be {words.get(kind, f'of type {kind}')}, not {value!r}."
+    )
+
+
+def _check_limits(name: str, metadata: Mapping[str, Any], value: Any) -> None:
+    choices, minimum = metadata["choices"], metadata["minimum"]
+    for word in value if isinstance(value, tuple) else (value,):
+        if choices and word not in choices:
+            raise UserError(f"setting '{name}' must be one of {', '.join(choices)}, not '{word}'.")
+    if minimum is not None and value is not None and not value >= minimum:
+        raise UserError(f"setting '{name}' must be {minimum} or more, not {value}.")
+
+
+def _labels(labels: tuple[str, ...], prefix: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(label.removeprefix(prefix) for label in labels))
+
+
+def _name_and_path(flag: str, item: str, name_optional: bool = False) -> tuple[str, Path]:
+    name, equals, path = item.partition("=")
+    if not equals and name_optional:
+        name, path = Path(item).name, item
+    if not name or not path:
+        raise UserError(f"{flag} takes NAME=PATH, not '{item}'.")
+    return name, Path(path).expanduser().absolute()
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    escapes = {ord("\\"): "\\\\", ord('"'): '\\"', 0x7F: "\\u007f"}
+    escapes |= {code: f"\\u{code:04x}" for code in range(0x20)}
+    return '"' + str(value).translate(escapes) + '"'
