@@ -1,0 +1,1 @@
+"""Reports: figures, methods text and the HTML pages of participants and groups."""
