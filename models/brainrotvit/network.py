@@ -1,0 +1,254 @@
+"""BrainRotViT (Jalal et al. 2025): a ViT over sagittal slices, a residual CNN over its features.
+
+Stage 1 trains the encoder to tell age decade and sex from single slices. Stage 2 freezes it:
+each slice becomes the mean of its tokens, the slices of a brain a matrix (slices x hidden),
+and a residual CNN with dense layers reads the age from that matrix and the sex.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
+    # As published: ViT-B/16, and a regressor of 50.37 million parameters.
+    "base": {
+        "encoder": {},
+        "regressor": {},
+    },
+    # Small enough to be trained on hundreds of scans and shipped: 2 mm slices, 3.5 million.
+    "small": {
+        "encoder": {
+            "image_size": 96,
+            "patch_size": 8,
+            "hidden": 192,
+            "layers": 6,
+            "heads": 3,
+            "image_channels": 1,
+        },
+        "regressor": {
+            "slices": 80,
+            "hidden": 192,
+            "kernels": ((5, 15), (3, 7), (2, 3)),
+            "dense": (64, 32),
+        },
+    },
+}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; query and value are layers of their own, to be adapted."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        self.value = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, tokens, hidden) -> the same."""
+        query, key, value = (
+            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """One layer of the encoder: attention and a perceptron, each normalised before and added."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden, eps=1e-6)
+        self.attention = Attention(hidden, heads)
+        self.norm2 = nn.LayerNorm(hidden, eps=1e-6)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, tokens, hidden) -> the same."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """Vision transformer (Dosovitskiy et al. 2021) over single slices; ViT-B/16 by default.
+
+    Parameters
+    ----------
+    image_size, patch_size
+        Sides of a slice and of a patch, in pixels.
+    hidden, layers, heads
+        Width, depth, and attention heads a layer.
+    classes
+        Age decade x sex, for the first stage of training.
+    image_channels
+        3 repeats the grey slice, as weights trained on photographs want it.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        hidden: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        classes: int = 20,
+        image_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.image_channels = image_size, image_channels
+        self.patches = nn.Conv2d(image_channels, hidden, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, hidden))
+        self.position = nn.Parameter(torch.zeros(1, 1 + (image_size // patch_size) ** 2, hidden))
+        self.blocks = nn.Sequential(*(Block(hidden, heads) for _ in range(layers)))
+        self.norm = nn.LayerNorm(hidden, eps=1e-6)
+        self.head = nn.Linear(hidden, classes)
+        for weight in (self.class_token, self.position):
+            nn.init.trunc_normal_(weight, std=0.02)
+
+    def tokens(self, slices: Tensor) -> Tensor:
+        """(N, 1, size, size) -> (N, 1 + patches, hidden), the class token first."""
+        x = self.patches(slices.expand(-1, self.image_channels, -1, -1)).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.position
+        return self.norm(self.blocks(x))
+
+    def features(self, slices: Tensor) -> Tensor:
+        """(N, 1, size, size) -> (N, hidden), the mean over all tokens."""
+        return self.tokens(slices).mean(1)
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """(N, 1, size, size) -> (N, classes), logits of age decade x sex."""
+        return self.head(self.tokens(slices)[:, 0])
+
+
+class ResidualConv(nn.Module):
+    """Convolution without padding, SiLU, pooling by 2 at stride 1, plus the input resized."""
+
+    def __init__(self, wide_in: int, wide_out: int, kernel: Sequence[int]) -> None:
+        super().__init__()
+        height, width = kernel
+        self.conv = nn.Conv2d(wide_in, wide_out, (height, width))
+        self.project = nn.Conv2d(wide_in, wide_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H - kernel, W - kernel)."""
+        y = functional.max_pool2d(functional.silu(self.conv(x)), 2, stride=1)
+        return y + functional.interpolate(self.project(x), size=y.shape[2:], mode="nearest")
+
+
+class Regressor(nn.Module):
+    """From the features of a brain's slices, and the sex, to age.
+
+    Parameters
+    ----------
+    slices, hidden
+        Size of the feature matrix.
+    channels, kernels
+        Of the residual convolutions.
+    dense
+        Widths of the dense layers before the last, which also takes the sex.
+    dropout
+        Rate after each of those.
+    """
+
+    def __init__(
+        self,
+        slices: int = 160,
+        hidden: int = 768,
+        channels: Sequence[int] = (8, 4, 1),
+        kernels: Sequence[Sequence[int]] = ((10, 60), (5, 15), (2, 6)),
+        dense: Sequence[int] = (512, 128),
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*map(ResidualConv, (1, *channels[:-1]), channels, kernels))
+        height, width = (
+            side - sum(kernel[axis] for kernel in kernels)
+            for axis, side in enumerate((slices, hidden))
+        )
+        widths = (channels[-1] * height * width, *dense)
+        self.dense = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Linear(wide_in, wide_out),
+                    nn.LayerNorm(wide_out),
+                    nn.SiLU(),
+                    nn.Dropout(dropout),
+                )
+                for wide_in, wide_out in zip(widths, dense, strict=False)
+            )
+        )
+        self.last = nn.Linear(dense[-1] + 1, 1)
+
+    def forward(self, features: Tensor, sex: Tensor) -> Tensor:
+        """(N, slices, hidden) and (N,), M 0 and F 1 -> (N,); one brain may meet several sexes."""
+        x = self.dense(self.convs(features[:, None]).flatten(1))
+        x = x.expand(len(sex), -1)
+        return self.last(torch.cat([x, sex[:, None].to(x.dtype)], 1)).squeeze(1)
+
+
+class BrainRotViT(nn.Module):
+    """Encoder and regressor as one network, as it predicts.
+
+    Parameters
+    ----------
+    encoder, regressor
+        Arguments of ``ViT`` and ``Regressor`` that differ from the published sizes.
+    """
+
+    def __init__(self, encoder: dict[str, Any], regressor: dict[str, Any]) -> None:
+        super().__init__()
+        self.encoder = ViT(**encoder)
+        self.regressor = Regressor(**regressor)
+
+    def encode(self, x: Tensor, slices_at_once: int = 32) -> Tensor:
+        """The feature matrix of each brain, a few slices at a time to bound the memory.
+
+        Parameters
+        ----------
+        x
+            (N, 1, slices, size, size): sagittal slices from left to right, each scaled to
+            [0, 1].
+
+        Returns
+        -------
+        Tensor
+            (N, slices, hidden).
+        """
+        slices = x.flatten(0, 2)[:, None]
+        parts = [self.encoder.features(part) for part in slices.split(slices_at_once)]
+        return torch.cat(parts).unflatten(0, (len(x), -1))
+
+    def forward(self, x: Tensor, sex: Tensor) -> Tensor:
+        """(N, 1, slices, size, size) and (N,), M 0 and F 1 -> (N,), age in the card's units."""
+        return self.regressor(self.encode(x), sex)
+
+
+def build(config: dict[str, Any]) -> BrainRotViT:
+    """Make the network of a size.
+
+    Parameters
+    ----------
+    config
+        ``size`` ("base" or "small", the default), and under ``encoder`` and ``regressor``
+        what is to differ from it.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such size.
+    """
+    size = config.get("size", "small")
+    if size not in CONFIGS:
+        raise ValueError(f"BrainRotViT has the sizes {', '.join(CONFIGS)}, not '{size}'")
+    parts = {part: CONFIGS[size][part] | config.get(part, {}) for part in ("encoder", "regressor")}
+    return BrainRotViT(**parts)

@@ -1,0 +1,37 @@
+"""Several models' predictions of one scan become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.contract import Prediction
+
+
+def combine(predictions: Sequence[Prediction]) -> Prediction:
+    """Average weighted by precision (inverse variance); one prediction alone stays as it is.
+
+    Models trained on the same people err together, so that no independence is claimed: the
+    standard deviation and the interval's arms are averaged with the same weights.
+    """
+    if len(predictions) == 1:
+        return predictions[0]
+    weights = np.array([each.standard_deviation**-2 for each in predictions])
+    weights /= weights.sum()
+
+    def mean(values: Sequence[float]) -> float:
+        return float(np.dot(weights, values))
+
+    age = mean([each.predicted_age for each in predictions])
+    return Prediction(
+        predicted_age=age,
+        standard_deviation=mean([each.standard_deviation for each in predictions]),
+        interval=(
+            age + mean([each.interval[0] - each.predicted_age for each in predictions]),
+            age + mean([each.interval[1] - each.predicted_age for each in predictions]),
+        ),
+        coverage=predictions[0].coverage,
+        within_training_ages=all(each.within_training_ages for each in predictions),
+        sex_assumed=any(each.sex_assumed for each in predictions),
+    )

@@ -1,0 +1,61 @@
+"""Intensity rules of the models' input contracts, by name: the same in training and in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+GREY, WHITE, HIGHEST = 0.6, 1.0, 1.5
+
+
+def tissue(image: Array, levels: Mapping[str, float]) -> Array:
+    """A broken line through (0, 0), (cortex, 0.6) and (white matter, 1), clipped to 0 ... 1.5.
+
+    Anchored on the subject's own tissues, so that a scanner's contrast between grey and white
+    matter is taken out and shape remains. Where the medians are not in T1 order only the
+    white matter is anchored.
+    """
+    grey, white = levels["cortex"], levels["white_matter"]
+    if not 0 < grey < white:
+        return white_matter(image, levels)
+    low = image * (GREY / grey)
+    high = GREY + (image - grey) * ((WHITE - GREY) / (white - grey))
+    return np.clip(np.where(image < grey, low, high), 0, HIGHEST).astype(np.float32)
+
+
+def white_matter(image: Array, levels: Mapping[str, float]) -> Array:
+    """White-matter median 1, clipped to 0 ... 1.5."""
+    return np.clip(image / levels["white_matter"], 0, HIGHEST).astype(np.float32)
+
+
+def mean(image: Array, levels: Mapping[str, float]) -> Array:
+    """Divided by the mean over FSL's whole 182 x 218 x 182 grid (SFCN; Peng 2021).
+
+    The brain lies inside the crop that the network sees, so that the crop has the same sum.
+    """
+    return (image * (182 * 218 * 182 / image.sum())).astype(np.float32)
+
+
+RULES: dict[str, Callable[[Array, Mapping[str, float]], Array]] = {
+    "tissue": tissue,
+    "white_matter": white_matter,
+    "mean": mean,
+}
+
+
+def scale(image: Array, levels: Mapping[str, float], rule: str) -> Array:
+    """Apply the rule of a model's contract.
+
+    Parameters
+    ----------
+    image
+        Brain (X, Y, Z), bias-corrected, zero outside its mask.
+    levels
+        Median intensity of the scan's ``cortex`` and ``white_matter``.
+    rule
+        A key of ``RULES``.
+    """
+    return RULES[rule](image, levels)

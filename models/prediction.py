@@ -1,0 +1,120 @@
+"""A loaded model: one card, one or several networks, and the ages they predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.contract import ModelCard, ModelError, Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# What a network that needs the sex is told.
+SEX_CODES = {"M": 0.0, "F": 1.0}
+
+
+@dataclass(frozen=True)
+class BrainAgeModel:
+    """A model that is ready to predict.
+
+    Attributes
+    ----------
+    card
+        What the model is, and the contract its images must keep.
+    networks
+        The members of the ensemble (say, one per fold), in evaluation mode on one device.
+        A member maps images (N, 1, X, Y, Z) to N numbers. One that needs the sex takes it as
+        a second argument (N numbers, M 0 and F 1), and may be given one image and several sexes.
+    """
+
+    card: ModelCard
+    networks: list[nn.Module]
+
+    def tensor(self, image: np.ndarray) -> Tensor:
+        """Check an image against the contract; as (1, 1, X, Y, Z) on the networks' device.
+
+        Raises
+        ------
+        ModelError
+            Where the shape is not the contract's, or a value is not finite.
+        """
+        import torch
+
+        name, shape = self.card.name, self.card.contract.shape
+        if image.shape != shape:
+            raise ModelError(
+                f"The model '{name}' takes images of {shape} voxels, not {image.shape}."
+            )
+        if not np.isfinite(image).all():
+            raise ModelError(
+                f"The image for the model '{name}' holds values that are not finite (NaN or Inf);"
+                " check the preprocessing of this scan."
+            )
+        parameter = next(self.networks[0].parameters())
+        array = np.ascontiguousarray(image, dtype=np.float32)
+        return torch.from_numpy(array)[None, None].to(parameter.device, parameter.dtype)
+
+    def predict(
+        self, image: np.ndarray, sex: str | None = None, age: float | None = None
+    ) -> Prediction:
+        """Predict the age of one brain.
+
+        The mean over the members is the prediction. Their variance is added to the variance
+        of the card, and the card's interval is widened in the same proportion, so that a scan
+        the members disagree on is known less well. Where the sex is wanted and unknown, both
+        are tried and count as members do.
+
+        Parameters
+        ----------
+        image
+            (X, Y, Z) on the grid of ``card.contract``, intensities by its rule.
+        sex
+            "F", "M" or None for unknown.
+        age
+            The person's age in years, where known. It never reaches the networks; it only
+            helps to tell whether such people were trained on.
+
+        Raises
+        ------
+        ModelError
+            Where the image breaks the contract, or a network's answer is not finite.
+        """
+        assumed = self.card.contract.needs_sex and sex is None
+        ages = self.card.output.offset + self.card.output.scale * self._outputs(image, sex)
+        if not np.isfinite(ages).all():
+            raise ModelError(
+                f"The model '{self.card.name}' gave no finite age; check its weights and card."
+            )
+        predicted = float(ages.mean())
+        error = self.card.uncertainty
+        deviation = float(np.hypot(error.standard_deviation, ages.std()))
+        widening = deviation / error.standard_deviation
+        youngest, oldest = self.card.contract.ages
+        return Prediction(
+            predicted_age=predicted,
+            standard_deviation=deviation,
+            interval=(
+                predicted + widening * error.interval[0],
+                predicted + widening * error.interval[1],
+            ),
+            coverage=error.coverage,
+            within_training_ages=all(
+                youngest <= each <= oldest for each in (predicted, age) if each is not None
+            ),
+            sex_assumed=assumed,
+        )
+
+    def _outputs(self, image: np.ndarray, sex: str | None) -> np.ndarray:
+        """What the members say, (members, sexes tried), float64."""
+        import torch
+
+        inputs = [self.tensor(image)]
+        if self.card.contract.needs_sex:
+            codes = list(SEX_CODES.values()) if sex is None else [SEX_CODES[sex]]
+            inputs.append(torch.tensor(codes).to(inputs[0]))
+        with torch.inference_mode():
+            outputs = [network(*inputs) for network in self.networks]
+        return torch.stack(outputs).detach().double().cpu().numpy()

@@ -1,0 +1,282 @@
+"""Cards and weights on disk: what there is, and how it is loaded and saved.
+
+A model is one folder ``models/<name>/`` with ``network.py`` (``build(config) -> nn.Module``),
+``card.toml`` and, where they are ours to give, ``weights.safetensors``. The weight file holds
+one network, or the members of an ensemble under ``member0.``, ``member1.``, and so on. It is
+loaded only if its SHA-256 is the one on the card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import re
+import tempfile
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.contract import ModelCard, ModelError
+from models.prediction import BrainAgeModel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+FOLDER = Path(__file__).parent
+CARD = "card.toml"
+WEIGHTS = "weights.safetensors"
+SEGMENTATION = "segmentation"
+
+
+def known(root: Path = FOLDER) -> dict[str, ModelCard]:
+    """The cards of all brain-age models below ``root``, by name."""
+    folders = sorted(path.parent for path in root.glob(f"*/{CARD}"))
+    return {each.name: card(each.name, root) for each in folders if each.name != SEGMENTATION}
+
+
+def embedded(root: Path = FOLDER) -> list[str]:
+    """The names of the brain-age models whose weights lie beside their card."""
+    return [name for name in known(root) if (root / name / WEIGHTS).is_file()]
+
+
+def card(name: str, root: Path = FOLDER) -> ModelCard:
+    """The card of one model.
+
+    Raises
+    ------
+    ModelError
+        Where there is no such model, or its card is not valid.
+    """
+    path = root / name / CARD
+    if name == SEGMENTATION or not path.is_file():
+        names = ", ".join(known(root)) or "none"
+        raise ModelError(f"There is no model named '{name}'; those known are: {names}.")
+    return read_card(path)
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read a card file.
+
+    Raises
+    ------
+    ModelError
+        Where the file cannot be read or is not a valid card.
+    """
+    return ModelCard.from_toml(_read(path).decode("utf-8", "replace"), str(path))
+
+
+def load(
+    name: str, device: str = "cpu", weights: Path | None = None, root: Path = FOLDER
+) -> BrainAgeModel:
+    """Load a model, ready to predict.
+
+    Parameters
+    ----------
+    name
+        One of ``known``; with ``weights`` also a name of your own.
+    device
+        Where the networks are to live, "cpu" or "cuda".
+    weights
+        A file or folder of your own: ``weights.safetensors`` with its ``card.toml`` beside it.
+        Without a card beside it the card of the model ``name`` must fit.
+
+    Raises
+    ------
+    ModelError
+        Where the card or the weights are missing, unreadable or do not belong together.
+    """
+    if weights is None:
+        this, file = card(name, root), root / name / WEIGHTS
+        if not file.is_file():
+            raise ModelError(
+                f"The weights of the model '{name}' are not part of this software; get them from"
+                f" {this.source.get('url', 'their authors')} (licence: {this.license}) and name"
+                " your file, with a card beside it."
+            )
+    else:
+        file = weights / WEIGHTS if weights.is_dir() else weights
+        this = _card_for(file, name, root)
+    build = network_builder(this.architecture)
+    networks = load_networks(file, lambda: build(this.network), this.weights_sha256, device)
+    return BrainAgeModel(this, networks)
+
+
+def load_segmentation(
+    device: str = "cpu", root: Path = FOLDER
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the embedded segmentation network, in evaluation mode, and its card as a dict.
+
+    Raises
+    ------
+    ModelError
+        Where the card or the weights are missing, unreadable or do not belong together.
+    """
+    folder = root / SEGMENTATION
+    try:
+        table = tomllib.loads(_read(folder / CARD).decode("utf-8", "replace"))
+    except tomllib.TOMLDecodeError as error:
+        raise ModelError(f"{folder / CARD} is not valid TOML: {error}.") from None
+    build = network_builder(SEGMENTATION)
+    networks = load_networks(
+        folder / WEIGHTS,
+        lambda: build(table.get("network", {})),
+        table.get("weights_sha256", ""),
+        device,
+    )
+    return networks[0], table
+
+
+def network_builder(architecture: str) -> Callable[[dict[str, Any]], nn.Module]:
+    """The ``build`` of ``models/<architecture>/network.py``.
+
+    Raises
+    ------
+    ModelError
+        Where there is no such architecture.
+    """
+    if not (FOLDER / architecture / "network.py").is_file():
+        names = ", ".join(sorted(path.parent.name for path in FOLDER.glob("*/network.py")))
+        raise ModelError(
+            f"There is no architecture named '{architecture}'; those known are: {names}."
+        )
+    return importlib.import_module(f"models.{architecture}.network").build
+
+
+def load_networks(
+    weights: Path, build: Callable[[], nn.Module], sha256: str, device: str = "cpu"
+) -> list[nn.Module]:
+    """Load every member of a weight file, float32 in memory and in evaluation mode.
+
+    The bytes that are checked are the bytes that are loaded: the file is read once.
+
+    Parameters
+    ----------
+    weights
+        A .safetensors file. Keys ``memberN.<parameter>``, or those of a single network, with
+        or without the ``module.`` that DataParallel puts before them.
+    build
+        Makes one network with untrained weights.
+    sha256
+        What the card says; 64 hexadecimal digits.
+
+    Raises
+    ------
+    ModelError
+        Where the file is missing, unreadable, not the one of the card, or does not fit.
+    """
+    import safetensors
+    import safetensors.torch
+
+    content = _read(weights)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise ModelError(
+            f"The weights in {weights} are not those of their card (SHA-256 {digest[:12]}..., the"
+            f" card says {sha256[:12] or 'nothing'}...); get the file again, or the card made"
+            " with it."
+        )
+    try:
+        tensors = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{weights} is not a safetensors file: {error}.") from None
+    networks = []
+    for member in _members(tensors):
+        network = build()
+        try:
+            network.load_state_dict(member)
+        except RuntimeError as error:
+            fault = str(error).splitlines()[-1].strip().rstrip(".")
+            raise ModelError(
+                f"The weights in {weights} do not fit the network of their card: {fault}."
+            ) from None
+        networks.append(network.to(device).eval().requires_grad_(False))
+    return networks
+
+
+def save_weights(
+    path: Path, networks: Sequence[nn.Module], dtype: torch.dtype | None = None
+) -> str:
+    """Write the members of an ensemble to one file, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The file to write; .safetensors.
+    networks
+        At least one; all of one architecture.
+    dtype
+        Of floating-point values on disk; float16 where not given.
+
+    Returns
+    -------
+    str
+        The SHA-256 of the file, for its card.
+
+    Raises
+    ------
+    ModelError
+        Where a value is not finite, or too large for ``dtype``.
+    """
+    import safetensors.torch
+    import torch
+
+    tensors = {}
+    for index, network in enumerate(networks):
+        for key, value in network.state_dict().items():
+            stored = value.detach().to("cpu", copy=True).contiguous()
+            if stored.is_floating_point():
+                stored = stored.to(dtype or torch.float16)
+                if not stored.isfinite().all():
+                    raise ModelError(f"The weights '{key}' do not fit {stored.dtype}.")
+            tensors[f"member{index}.{key}"] = stored
+    content = safetensors.torch.save(tensors)
+    _write(Path(path), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _card_for(file: Path, name: str, root: Path) -> ModelCard:
+    """The card of a user's own weight file: the one beside it, else that of a known model."""
+    beside = file.with_name(CARD)
+    if not file.is_file():
+        raise ModelError(f"There is no weight file {file}.")
+    if beside.is_file():
+        return replace(read_card(beside), name=name)
+    if name not in known(root):
+        raise ModelError(f"The weights {file} need their card beside them: {beside} is missing.")
+    return card(name, root)
+
+
+def _members(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Split what a file holds into one state dict per member, in order."""
+    members: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        member = re.fullmatch(r"(?:member(\d+)\.)?(?:module\.)?(.+)", key)
+        assert member is not None
+        members.setdefault(int(member[1] or 0), {})[member[2]] = value
+    return [members[index] for index in sorted(members)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"The file {path} cannot be read: {error.strerror}.") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write beside the final name, then rename, so that no half file is ever found there."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

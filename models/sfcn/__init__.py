@@ -1,0 +1,1 @@
+"""SFCN: a lightweight fully convolutional network, trained on UK Biobank."""

@@ -1,0 +1,155 @@
+"""BrainRotViT: published sizes, parity of its parts, and that sex comes in at the end."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from models.brainrotvit.network import Regressor, ResidualConv, ViT, build
+
+TINY = {
+    "encoder": {
+        "image_size": 16,
+        "patch_size": 8,
+        "hidden": 24,
+        "layers": 2,
+        "heads": 2,
+        "image_channels": 1,
+    },
+    "regressor": {
+        "slices": 12,
+        "hidden": 24,
+        "kernels": [[3, 5], [2, 3], [2, 2]],
+        "dense": [16, 8],
+    },
+}
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return build(TINY).eval()
+
+
+@pytest.fixture
+def brains():
+    return torch.rand(2, 1, 12, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_base_has_the_published_sizes():
+    with torch.device("meta"):
+        base = build({"size": "base"})
+        matrix = base.regressor.convs(torch.zeros(1, 1, 160, 768))
+    assert count(base.regressor) == 50_374_296  # 50.37 million
+    assert matrix.shape == (1, 1, 143, 687)
+    # ViT-B/16 without its head, as in every library
+    assert count(base.encoder) - count(base.encoder.head) == 85_798_656
+
+
+def test_small_is_small():
+    with torch.device("meta"):
+        small = build({})
+        assert small(torch.zeros(1, 1, 80, 96, 96), torch.zeros(1)).shape == (1,)
+    assert count(small) < 5_000_000
+
+
+def test_an_unknown_size_is_refused():
+    with pytest.raises(ValueError, match="base, small, not 'huge'"):
+        build({"size": "huge"})
+
+
+def test_encoder_equals_torchs_own_transformer():
+    torch.manual_seed(0)
+    vit = ViT(**TINY["encoder"]).eval()
+    slices = torch.rand(3, 1, 16, 16)
+    layer = torch.nn.TransformerEncoderLayer(
+        24, 2, 96, dropout=0, activation="gelu", layer_norm_eps=1e-6, batch_first=True,
+        norm_first=True,
+    ).eval()  # fmt: skip
+    with torch.inference_mode():
+        patches = functional.unfold(slices, 8, stride=8).transpose(1, 2)
+        x = patches @ vit.patches.weight.flatten(1).T + vit.patches.bias
+        x = torch.cat([vit.class_token.expand(3, 1, -1), x], 1) + vit.position
+        for block in vit.blocks:
+            parts = (block.attention.query, block.attention.key, block.attention.value)
+            layer.load_state_dict(
+                {
+                    "self_attn.in_proj_weight": torch.cat([part.weight for part in parts]),
+                    "self_attn.in_proj_bias": torch.cat([part.bias for part in parts]),
+                    "self_attn.out_proj.weight": block.attention.out.weight,
+                    "self_attn.out_proj.bias": block.attention.out.bias,
+                    "linear1.weight": block.mlp[0].weight,
+                    "linear1.bias": block.mlp[0].bias,
+                    "linear2.weight": block.mlp[2].weight,
+                    "linear2.bias": block.mlp[2].bias,
+                    **{f"norm1.{k}": v for k, v in block.norm1.state_dict().items()},
+                    **{f"norm2.{k}": v for k, v in block.norm2.state_dict().items()},
+                }
+            )
+            x = layer(x)
+        expected = functional.layer_norm(x, (24,), vit.norm.weight, vit.norm.bias, 1e-6)
+        torch.testing.assert_close(vit.tokens(slices), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(vit.features(slices), expected.mean(1), rtol=1e-5, atol=1e-5)
+
+
+def test_residual_block_by_hand():
+    torch.manual_seed(0)
+    block, x = ResidualConv(1, 1, (3, 4)), torch.rand(1, 1, 9, 11)
+    with torch.inference_mode():
+        y = functional.conv2d(x, block.conv.weight, block.conv.bias)
+        y = y * torch.sigmoid(y)
+        y = functional.max_pool2d(y, 2, stride=1)
+        rows = torch.arange(6) * 9 // 6
+        columns = torch.arange(7) * 11 // 7
+        skip = x[:, :, rows][:, :, :, columns] * block.project.weight + block.project.bias
+        torch.testing.assert_close(block(x), y + skip, rtol=1e-5, atol=1e-5)
+
+
+def test_features_do_not_depend_on_how_many_slices_are_encoded_at_once(network, brains):
+    with torch.inference_mode():
+        whole, parts = network.encode(brains), network.encode(brains, slices_at_once=5)
+    assert whole.shape == (2, 12, 24)
+    torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-5)
+    alone = network.encoder.features(brains[1, :, 3][None])
+    torch.testing.assert_close(whole[1, 3], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_sex_enters_the_last_layer_alone(network, brains):
+    with torch.inference_mode():
+        men, women = network(brains, torch.zeros(2)), network(brains, torch.ones(2))
+    effect = network.regressor.last.weight[0, -1].item()
+    torch.testing.assert_close(women - men, torch.full((2,), effect))
+
+
+def test_one_brain_may_meet_both_sexes(network, brains):
+    with torch.inference_mode():
+        both = network(brains[:1], torch.tensor([0.0, 1.0]))
+        each = [network(brains[:1], torch.tensor([sex])) for sex in (0.0, 1.0)]
+    torch.testing.assert_close(both, torch.cat(each))
+
+
+def test_classes_are_read_from_the_class_token(network, brains):
+    slices = brains[:, :, 4]
+    with torch.inference_mode():
+        expected = network.encoder.head(network.encoder.tokens(slices)[:, 0])
+        assert torch.equal(network.encoder(slices), expected)
+    assert expected.shape == (2, 20)
+
+
+def test_same_seed_same_network_same_answer(brains):
+    answers = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        with torch.inference_mode():
+            answers.append(build(TINY).eval()(brains, torch.ones(2)))
+    assert torch.equal(*answers)
+
+
+def test_the_regressor_takes_its_matrix_size_from_the_kernels():
+    features = torch.rand(2, 20, 30)
+    regressor = Regressor(20, 30, kernels=[[4, 6], [3, 3], [2, 4]], dense=[8, 4])
+    assert regressor.dense[0][0].in_features == (20 - 9) * (30 - 13)
+    assert regressor(features, torch.zeros(2)).shape == (2,)
