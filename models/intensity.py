@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from models.contract import ModelError
+
 Array = NDArray[np.float32]
 GREY, WHITE, HIGHEST = 0.6, 1.0, 1.5
 
@@ -57,5 +59,15 @@ def scale(image: Array, levels: Mapping[str, float], rule: str) -> Array:
         Median intensity of the scan's ``cortex`` and ``white_matter``.
     rule
         A key of ``RULES``.
+
+    Raises
+    ------
+    ModelError
+        If there is no such rule.
     """
+    if rule not in RULES:
+        raise ModelError(
+            f"There is no intensity rule '{rule}', which a model's card asks for; known are "
+            f"{', '.join(RULES)}."
+        )
     return RULES[rule](image, levels)

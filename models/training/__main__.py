@@ -1,0 +1,223 @@
+"""Train a model, or the segmentation network: ``python -m models.training NAME --help``."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+from pathlib import Path
+from typing import Any
+
+from models.contract import ModelError
+from models.training.options import AUGMENTATIONS, AugmentationOptions, Options
+from models.training.recipes import RECIPES
+
+PROGRAM = "python -m models.training"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; pure, so that tests can read it."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(dest="model", required=True, metavar="NAME")
+    for name, recipe in RECIPES.items():
+        _add_regression(commands.add_parser(name, help=recipe.title, description=recipe.summary))
+    _add_segmentation(
+        commands.add_parser("segmentation", help="the network that finds brain and tissues")
+    )
+    return parser
+
+
+def _add_regression(parser: argparse.ArgumentParser) -> None:
+    default = Options()
+    add = parser.add_argument
+    add(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DERIVATIVES",
+        help="output folders of the app's participant level, of people of known age",
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where checkpoints, logs and the model go; a killed run goes on from there",
+    )
+    add("--folds", type=int, default=default.folds, help="of the cross-validation (%(default)s)")
+    add(
+        "--fold",
+        type=int,
+        metavar="K",
+        help="train this fold alone (from 0), and do not write the model: folds can so be"
+        " trained side by side",
+    )
+    add("--finish", action="store_true", help="train nothing; write the model of complete folds")
+    add("--fresh", action="store_true", help="start over, and drop what --out holds of a fold")
+    add("--epochs", type=int, default=default.epochs, help="(%(default)s)")
+    add("--batch-size", type=int, default=default.batch_size, help="scans a step (%(default)s)")
+    add("--learning-rate", type=float, default=default.learning_rate, help="(%(default)s)")
+    add("--weight-decay", type=float, default=default.weight_decay, help="(%(default)s)")
+    add(
+        "--schedule",
+        choices=["cosine", "constant"],
+        default=default.schedule,
+        help="of the learning rate (%(default)s)",
+    )
+    add("--loss", choices=["smooth_l1", "l1", "mse"], default=default.loss, help="(%(default)s)")
+    add(
+        "--average",
+        type=float,
+        default=default.average,
+        metavar="DECAY",
+        help="per step, of the running average of the weights; 0: none (%(default)s)",
+    )
+    add(
+        "--without",
+        nargs="+",
+        default=[],
+        choices=[*AUGMENTATIONS, "all"],
+        metavar="NAME",
+        help=f"augmentations to leave out, of {', '.join(AUGMENTATIONS)}, or all",
+    )
+    add(
+        "--network",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="arguments of the network's build, as in TOML (shared=false)",
+    )
+    add("--seed", type=int, default=default.seed, help="of all random numbers (%(default)s)")
+    add("--threads", type=int, default=default.threads, help="(%(default)s)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(%(default)s)")
+    add("--license", default="CC-BY-SA-3.0", help="of the weights, SPDX name (%(default)s)")
+    add("--version", default="0.1.0", help="of the weights (%(default)s)")
+
+
+def _add_segmentation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="BIDS", help="BIDS data set of T1w scans")
+    add("--labels", type=Path, required=True, metavar="DLMUSE", help="their MUSE label maps")
+    add("--out", type=Path, required=True, metavar="DIR", help="checkpoints and logs")
+    add("--folds", type=int, default=2, help="of the cross-validation (%(default)s)")
+    add("--fold", type=int, metavar="K", help="fold to hold out (default: train on everybody)")
+    add("--finish", action="store_true", help="train nothing; write the model")
+    add("--steps", type=int, default=3000, help="(%(default)s)")
+    add("--start-from", type=Path, metavar="FILE", help="checkpoint with weights to start from")
+    add("--learning-rate", type=float, default=2e-3, help="(%(default)s)")
+    add("--seed", type=int, default=1, help="of all random numbers (%(default)s)")
+    add("--threads", type=int, default=1, help="(%(default)s)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train; 0 when done, 2 where the arguments or the data do not allow it."""
+    chosen = build_parser().parse_args(arguments)
+    try:
+        if chosen.model == "segmentation":
+            _train_segmentation(chosen)
+        else:
+            _train_regression(chosen)
+    except (ModelError, OSError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train_segmentation(chosen: argparse.Namespace) -> None:
+    from models.training import segmentation
+
+    _keep_memory()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    values = {k: v for k, v in vars(chosen).items() if k not in ("model", "finish")}
+    options = segmentation.Options(**values)
+    if chosen.finish:
+        segmentation.finish(options)
+    else:
+        segmentation.run(options)
+
+
+def _train_regression(chosen: argparse.Namespace) -> None:
+    # Late, so that --help answers at once.
+    from models.training.data import load_training_set
+    from models.training.export import export
+    from models.training.folds import assign_folds
+    from models.training.regression import train_fold
+
+    recipe, options = RECIPES[chosen.model], regression_options(chosen)
+    if chosen.fold is not None and not 0 <= chosen.fold < options.folds:
+        raise ModelError(f"--fold must be 0 to {options.folds - 1}.")
+    _keep_memory()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    data = load_training_set(chosen.data, options.intensity)
+    people = [scan.person for scan in data.scans]
+    print(f"{len(data.scans)} scans of {len(set(people))} people; {data.skipped} without age.")
+    strata = [scan.stratum for scan in data.scans]
+    folds = assign_folds(people, strata, data.ages.tolist(), options.folds, options.seed)
+    if not chosen.finish:
+        for fold in range(options.folds) if chosen.fold is None else [chosen.fold]:
+            if chosen.fresh:
+                (chosen.out / f"fold{fold}.pt").unlink(missing_ok=True)
+            train_fold(data, folds == fold, f"fold{fold}", options, chosen.out, _say)
+    if chosen.fold is None:
+        card = export(data, folds, chosen.model, recipe, options, chosen.out,
+                      chosen.license, chosen.version)  # fmt: skip
+        found = card.figures
+        print(f"{chosen.out}: MAE {found['mae']:.2f} y, r {found['r']:.3f} out of fold.")
+
+
+def regression_options(chosen: argparse.Namespace) -> Options:
+    """The options of a training run, of what the command line says."""
+    recipe = RECIPES[chosen.model]
+    without = AUGMENTATIONS if "all" in chosen.without else chosen.without
+    same = ("folds", "epochs", "batch_size", "learning_rate", "weight_decay", "schedule", "loss",
+            "average", "seed", "threads")  # fmt: skip
+    return Options(
+        architecture=chosen.model,
+        network=_parse_network(chosen.network),
+        intensity=recipe.intensity,
+        needs_sex=recipe.needs_sex,
+        augmentation=AugmentationOptions().without(*without),
+        device=_device(chosen.device),
+        **{name: getattr(chosen, name) for name in same},
+    )
+
+
+def _parse_network(assignments: list[str]) -> dict[str, Any]:
+    """From KEY=VALUE, with values as in TOML."""
+    import tomllib
+
+    try:
+        return tomllib.loads("\n".join(assignments))
+    except tomllib.TOMLDecodeError as error:
+        raise ModelError(f"--network {' '.join(assignments)}: {error}.") from None
+
+
+def _keep_memory() -> None:
+    """Let glibc keep the memory of large tensors between steps; where there is no glibc, nothing.
+
+    Otherwise it returns it after every operation, and half of the time goes into page faults.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, -1)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

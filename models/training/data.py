@@ -1,0 +1,197 @@
+"""Training data: what the app's participant level has written, from one or several data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.contract import Affine, ModelError
+from models.intensity import scale
+
+RECORD = "_brainage.json"
+IMAGE = "_space-*_res-2_desc-preproc_T1w.nii.gz"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingScan:
+    """One scan of a person of known age.
+
+    Attributes
+    ----------
+    name
+        The entities that tell the scan from others of its data set.
+    age
+        Years.
+    sex
+        "F", "M" or None.
+    image
+        (X, Y, Z), float16, scaled by the intensity rule.
+    """
+
+    name: str
+    dataset: str
+    participant_id: str
+    age: float
+    sex: str | None
+    site: str
+    image: Tensor
+
+    @property
+    def person(self) -> tuple[str, str]:
+        """Two data sets may give the same label to two people."""
+        return self.dataset, self.participant_id
+
+    @property
+    def stratum(self) -> str:
+        """What folds are balanced over, beside age."""
+        return f"{self.dataset}/{self.site}"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """All scans, and the grid they share (voxel indices -> template RAS mm).
+
+    Attributes
+    ----------
+    skipped
+        How many records had no age.
+    """
+
+    scans: tuple[TrainingScan, ...]
+    template: str
+    affine: Affine
+    skipped: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along the axes of the grid."""
+        x, y, z = self.scans[0].image.shape
+        return x, y, z
+
+    @property
+    def ages(self) -> np.ndarray:
+        """Years, one per scan."""
+        return np.array([scan.age for scan in self.scans])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over who is in it, to tell one training set from another."""
+        rows = [f"{scan.dataset}\t{scan.name}\t{scan.age:.4f}\n" for scan in self.scans]
+        return hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()
+
+
+def load_training_set(roots: Sequence[Path], intensity: str) -> TrainingSet:
+    """Read every scan with a known age below the output folders of the app.
+
+    Parameters
+    ----------
+    roots
+        Output folders of the participant level.
+    intensity
+        Rule of ``models.intensity``.
+
+    Raises
+    ------
+    ModelError
+        Where there is no such scan, an image or its intensity levels are missing, or grids
+        differ.
+    """
+    scans: list[TrainingScan] = []
+    grids: dict[tuple[str, Affine, tuple[int, ...]], str] = {}
+    skipped = 0
+    for root in roots:
+        dataset = dataset_name(root)
+        for path in sorted(root.glob(f"sub-*/**/*{RECORD}")):
+            record = _read_json(path)
+            if record.get("age") is None:
+                skipped += 1
+                continue
+            scan, template, affine = _load_scan(path, record, dataset, intensity)
+            scans.append(scan)
+            grids.setdefault((template, affine, scan.image.shape), scan.name)
+    if not scans:
+        folders = ", ".join(map(str, roots))
+        raise ModelError(
+            f"There is no scan of known age below {folders}; run the participant level on a data"
+            " set whose participants.tsv has an age column."
+        )
+    if len(grids) > 1:
+        names = " and ".join(list(grids.values())[:2])
+        raise ModelError(f"The scans {names} lie on different grids; use one template for all.")
+    return TrainingSet(tuple(scans), template, affine, skipped)
+
+
+def _load_scan(
+    path: Path, record: dict[str, Any], dataset: str, intensity: str
+) -> tuple[TrainingScan, str, Affine]:
+    """The scan that belongs to a record, its template and its affine."""
+    name = path.name.removesuffix(RECORD)
+    images = sorted(path.parent.glob(name + IMAGE))
+    if len(images) != 1:
+        raise ModelError(
+            f"Beside {path} there must be one image {name}{IMAGE}, not {len(images)}; run the"
+            " participant level again."
+        )
+    try:
+        loaded: Any = nib.load(images[0])
+        voxels = np.asarray(loaded.dataobj, dtype=np.float32)
+    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise ModelError(f"The image {images[0]} cannot be read: {error}.") from None
+    scaled = scale(voxels, _levels(path, record), intensity)
+    if not np.isfinite(scaled).all():
+        raise ModelError(f"The image {images[0]} holds values that are not finite.")
+    scan = TrainingScan(
+        name,
+        dataset,
+        record["participant_id"],
+        float(record["age"]),
+        record.get("sex"),
+        record.get("site") or "",
+        torch.from_numpy(scaled).half(),
+    )
+    template = images[0].name.removeprefix(f"{name}_space-").split("_")[0]
+    return scan, template, tuple(tuple(map(float, row)) for row in loaded.affine)
+
+
+def _levels(path: Path, record: dict[str, Any]) -> dict[str, float]:
+    steps: Iterable[dict[str, Any]] = record.get("steps", ())
+    for step in steps:
+        if "intensity" in (step.get("step"), step.get("name")):
+            return step["levels"]
+    raise ModelError(
+        f"The record {path} has no intensity levels; run the participant level again."
+    )
+
+
+def dataset_name(root: Path) -> str:
+    """Last part of the address of the data set an output folder was made from.
+
+    Parameters
+    ----------
+    root
+        Output folder; its own name serves where it does not say.
+    """
+    about = _read_json(root / "dataset_description.json", missing={})
+    for source in about.get("SourceDatasets", ()):
+        name = Path(unquote(urlsplit(source.get("URL", "")).path)).name
+        if name and name != "..":
+            return name
+    return root.resolve().name
+
+
+def _read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    if missing is not None and not path.is_file():
+        return missing
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The file {path} cannot be read: {error}.") from None

@@ -1,0 +1,354 @@
+"""Train a network to tell age from an image, one fold of a cross-validation at a time.
+
+On a CPU half of a step's time can go into page faults, for glibc returns the memory of large
+tensors after every operation. The command line of this package turns that off; other programs
+get the same by MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 in their environment.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.contract import ModelError, Output
+from models.prediction import SEX_CODES
+from models.registry import network_builder
+from models.training.augmentation import augment
+from models.training.data import TrainingScan, TrainingSet
+from models.training.options import Options
+from models.training.precision import autocast
+
+Progress = Callable[[str], None]
+WARM_UP = 0.1
+"""Share of the steps over which the cosine schedule rises."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A row of the log; errors are those of the averaged weights on the held-out fold."""
+
+    epoch: int
+    seconds: float
+    learning_rate: float
+    loss: float
+    held_out_mae: float | None = None
+    held_out_r: float | None = None
+
+
+@dataclass
+class State:
+    """Everything a run needs to go on."""
+
+    network: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    history: list[Epoch] = field(default_factory=list)
+
+
+def output_scale(data: TrainingSet) -> Output:
+    """Mean and standard deviation of the ages, in whole years.
+
+    All folds share them, for they belong to one card; rounded, they say nothing of anybody
+    who is held out.
+    """
+    return Output(float(np.round(data.ages.mean())), float(max(1.0, np.round(data.ages.std()))))
+
+
+def train_fold(
+    data: TrainingSet,
+    held_out: NDArray[np.bool_],
+    name: str,
+    options: Options,
+    folder: Path,
+    progress: Progress = print,
+) -> nn.Module:
+    """Train on those who are not held out, or go on where a killed run stopped.
+
+    Writes ``<name>.pt`` (checkpoint) and ``<name>.csv`` (log) after every epoch. With one thread
+    the weights are the same whether or not a run was interrupted.
+
+    Parameters
+    ----------
+    held_out
+        One per scan.
+    name
+        Of the checkpoint and the log.
+
+    Returns
+    -------
+    nn.Module
+        With the averaged weights, in evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        Where the checkpoint is of another run, or the loss is not finite.
+    """
+    torch.set_num_threads(options.threads)
+    training = [scan for scan, out in zip(data.scans, held_out) if not out]
+    tests = [scan for scan, out in zip(data.scans, held_out) if out]
+    output = output_scale(data)
+    torch.manual_seed(options.seed)
+    state = _start(options)
+    key = checkpoint_key(data, held_out, options)
+    _resume(state, folder / f"{name}.pt", key)
+    done = len(state.history)
+    for epoch in range(done, options.epochs):
+        began = time.monotonic()
+        loss, rate = _train_epoch(state, training, output, epoch, options)
+        if not math.isfinite(loss):
+            raise ModelError(f"{name}: the loss is not finite; choose a lower learning rate.")
+        row = Epoch(epoch + 1, round(time.monotonic() - began, 1), rate, loss)
+        if (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs:
+            row = _evaluated(row, state.average, tests, output, options)
+        state.history.append(row)
+        _save(state, folder / f"{name}.pt", key)
+        _write_log(state.history, folder / f"{name}.csv")
+        progress(f"{name}: {_describe(state.history[done:], options)}")
+    return state.average.eval()
+
+
+def checkpoint_key(data: TrainingSet, held_out: NDArray[np.bool_], options: Options) -> str:
+    """What a checkpoint must agree with to be continued: the options, and who is held out."""
+    chosen = asdict(options)
+    for name in ("threads", "device", "evaluate_every"):
+        del chosen[name]
+    people = data.fingerprint()
+    return json.dumps([chosen, people, np.flatnonzero(held_out).tolist()], sort_keys=True)
+
+
+def _start(options: Options) -> State:
+    """A network with random weights, and its average beside it."""
+    network = network_builder(options.architecture)(options.network)
+    network = network.to(options.device)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    average = copy.deepcopy(network).requires_grad_(False).eval()
+    optimizer = torch.optim.Adam(
+        network.parameters(), options.learning_rate, weight_decay=options.weight_decay, fused=True
+    )
+    return State(network, average, optimizer)
+
+
+def _train_epoch(
+    state: State, training: Sequence[TrainingScan], output: Output, epoch: int, options: Options
+) -> tuple[float, float]:
+    """One pass over the scans; mean loss and last learning rate.
+
+    All random numbers come from the seed and the number of the epoch, so that a resumed run
+    draws those it would have drawn.
+    """
+    torch.manual_seed(options.seed * 100_003 + epoch)
+    rng = np.random.default_rng([options.seed, epoch])
+    order = rng.permutation(len(training))
+    batches = [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
+    state.network.train()
+    losses, rate = [], 0.0
+    for number, batch in enumerate(batches):
+        step = epoch * len(batches) + number
+        rate = learning_rate(step, options.epochs * len(batches), options)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        scans = [training[i] for i in batch]
+        images = [augment(s.image.to(options.device), options.augmentation, rng) for s in scans]
+        losses.append(_step(state, scans, images, output, step, options) * len(scans))
+    return sum(losses) / len(training), rate
+
+
+def _step(
+    state: State,
+    scans: Sequence[TrainingScan],
+    images: Sequence[Tensor],
+    output: Output,
+    step: int,
+    options: Options,
+) -> float:
+    """One step of the optimiser; the loss before it."""
+    target = torch.tensor([scan.age for scan in scans], device=options.device)
+    target = (target - output.offset) / output.scale
+    with autocast(options.device):
+        found = state.network(*_inputs(scans, images, options))
+    loss = _loss(found.float(), target, options)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if options.clip:
+        nn.utils.clip_grad_norm_(state.network.parameters(), options.clip)
+    state.optimizer.step()
+    _update_average(state, min(options.average, (1 + step) / (10 + step)))
+    return loss.item()
+
+
+def learning_rate(step: int, steps: int, options: Options) -> float:
+    """The rate of one step; see ``Options.schedule``."""
+    if options.schedule == "constant":
+        return options.learning_rate
+    rise = WARM_UP * steps
+    if step + 1 < rise:
+        return options.learning_rate * (step + 1) / rise
+    done = (step - rise) / max(1.0, steps - rise)
+    return options.learning_rate * (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2
+
+
+def _loss(found: Tensor, target: Tensor, options: Options) -> Tensor:
+    if options.loss == "mse":
+        return functional.mse_loss(found, target)
+    if options.loss == "l1":
+        return functional.l1_loss(found, target)
+    return functional.smooth_l1_loss(found, target, beta=0.2)
+
+
+@torch.no_grad()
+def _update_average(state: State, decay: float) -> None:
+    """Move the averaged weights towards the network's; counters and the like are copied."""
+    kept = [p.detach() for p in state.average.parameters()]
+    torch._foreach_lerp_(kept, [p.detach() for p in state.network.parameters()], 1 - decay)
+    for mine, theirs in zip(state.average.buffers(), state.network.buffers()):
+        mine.copy_(theirs)
+
+
+def _inputs(
+    scans: Sequence[TrainingScan], images: Sequence[Tensor], options: Options
+) -> tuple[Tensor, ...]:
+    """A batch as networks take it: images (N, 1, X, Y, Z) and, where wanted, sexes (N,)."""
+    batch = torch.stack(list(images))[:, None].contiguous(memory_format=torch.channels_last_3d)
+    if not options.needs_sex:
+        return (batch,)
+    missing = [scan.name for scan in scans if scan.sex not in SEX_CODES]
+    if missing:
+        raise ModelError(f"This model needs the sex, which is not known of {', '.join(missing)}.")
+    codes = [SEX_CODES[str(scan.sex)] for scan in scans]
+    return batch, torch.tensor(codes, device=batch.device)
+
+
+# --- predictions ---
+
+
+@torch.inference_mode()
+def predict_ages(
+    network: nn.Module,
+    scans: Sequence[TrainingScan],
+    output: Output,
+    options: Options,
+    *,
+    fast: bool = False,
+) -> NDArray[np.float64]:
+    """Predicted age of each scan in years, in float32 as in use; ``fast``: in bfloat16."""
+    network.eval()
+    found = []
+    for scan in scans:
+        inputs = _inputs([scan], [scan.image.to(options.device).float()], options)
+        if fast:
+            with autocast(options.device):
+                found.append(network(*inputs).item())
+        else:
+            found.append(network(*inputs).item())
+    return output.offset + output.scale * np.array(found, dtype=np.float64)
+
+
+def as_shipped(network: nn.Module) -> nn.Module:
+    """A copy whose weights are rounded to float16, as the weight file holds them."""
+    shipped = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        for value in (*shipped.parameters(), *shipped.buffers()):
+            if value.is_floating_point():
+                value.copy_(value.half())
+    return shipped
+
+
+def load_member(
+    data: TrainingSet, held_out: NDArray[np.bool_], name: str, options: Options, folder: Path
+) -> tuple[nn.Module, list[Epoch]] | None:
+    """The averaged network of a fold that is complete, and its log; None where it is not.
+
+    Raises
+    ------
+    ModelError
+        Where the checkpoint is of another run.
+    """
+    state = _start(options)
+    _resume(state, folder / f"{name}.pt", checkpoint_key(data, held_out, options))
+    if len(state.history) < options.epochs:
+        return None
+    return state.average.eval(), state.history
+
+
+# --- log and checkpoint ---
+
+
+def _evaluated(
+    row: Epoch, network: nn.Module, scans: list[TrainingScan], output: Output, options: Options
+) -> Epoch:
+    """A row with the errors on the held-out fold: for the learning curve, and for nothing else."""
+    ages = np.array([scan.age for scan in scans])
+    found = predict_ages(network, scans, output, options, fast=True)
+    mae = float(np.abs(found - ages).mean())
+    varied = len(scans) > 1 and ages.std() > 0 and found.std() > 0
+    r = float(np.corrcoef(found, ages)[0, 1]) if varied else None
+    return Epoch(row.epoch, row.seconds, row.learning_rate, row.loss, mae, r)
+
+
+def _describe(rows: list[Epoch], options: Options) -> str:
+    """One line on the epoch just done, with an estimate of the time left."""
+    last = rows[-1]
+    left = (options.epochs - last.epoch) * float(np.mean([row.seconds for row in rows[-10:]]))
+    text = f"epoch {last.epoch}/{options.epochs}, loss {last.loss:.4f}"
+    if last.held_out_mae is not None:
+        text += f", held out MAE {last.held_out_mae:.2f} y"
+    if last.held_out_r is not None:
+        text += f" r {last.held_out_r:.3f}"
+    return f"{text}, {last.seconds:.0f} s, {left / 60:.0f} min left"
+
+
+def _write_log(history: list[Epoch], path: Path) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, asdict(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in history)
+    partial = path.with_suffix(".csv.partial")
+    partial.write_text(table.getvalue(), encoding="utf-8")
+    partial.replace(path)
+
+
+def _save(state: State, path: Path, key: str) -> None:
+    """Write a checkpoint whole or not at all."""
+    partial = path.with_suffix(".pt.partial")
+    torch.save(
+        {
+            "key": key,
+            "network": state.network.state_dict(),
+            "average": state.average.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "history": [asdict(row) for row in state.history],
+        },
+        partial,
+    )
+    partial.replace(path)
+
+
+def _resume(state: State, path: Path, key: str) -> None:
+    """Go on from a checkpoint where there is one."""
+    if not path.exists():
+        return
+    device = next(state.network.parameters()).device
+    stored = torch.load(path, map_location=device, weights_only=True)
+    if stored["key"] != key:
+        raise ModelError(
+            f"The checkpoint {path} was made with other options or other scans; repeat them, add"
+            " --fresh to start over, or choose another --out."
+        )
+    state.network.load_state_dict(stored["network"])
+    state.average.load_state_dict(stored["average"])
+    state.optimizer.load_state_dict(stored["optimizer"])
+    state.history = [Epoch(**row) for row in stored["history"]]
