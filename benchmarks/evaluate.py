@@ -1,0 +1,423 @@
+"""Tables of docs/evaluation.md, from finished output folders of the app.
+
+    python benchmarks/evaluate.py --out IXI=DIR --out ds002748=DIR --training DIR --muse IXI=DIR
+
+writes docs/evaluation.md; with `--table NAME ...`, prints these tables alone. Ages of a data set
+that a model was trained on are taken from the predictions out of fold (`out_of_fold.tsv` of the
+training folder), never from the output folder: the weights in use have seen those scans.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import models  # noqa: E402
+from benchmarks.markdown import table  # noqa: E402
+from bidsapp.derivatives import Derivatives  # noqa: E402
+from bidsapp.errors import UserError  # noqa: E402
+from bidsapp.preprocessing.quality import LIMITS  # noqa: E402
+from bidsapp.reporting.methods import stem_of  # noqa: E402
+from bidsapp.settings import Settings  # noqa: E402
+from bidsapp.study import load_study  # noqa: E402
+from models import registry  # noqa: E402
+from models.segmentation.labels import (  # noqa: E402
+    LABELS,
+    OUTER_CSF,
+    STRUCTURES,
+    structures_from_muse,
+)
+from models.training.data import dataset_name  # noqa: E402
+from models.training.evaluation import accuracy  # noqa: E402
+
+FEWEST = 3
+"""Scans below which only the errors themselves are shown."""
+UNKNOWN = "n/a"
+OUT_OF_FOLD, UNSEEN = "out of fold", "unseen"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a finished output folder holds."""
+
+    name: str
+    folder: Path
+    records: list[dict[str, Any]]
+
+    @property
+    def dataset(self) -> str:
+        """The name by which training knows the data set."""
+        return dataset_name(self.folder)
+
+    def settings(self) -> Settings | None:
+        """Settings of the newest run."""
+        found = sorted(self.folder.glob("logs/*/settings.toml"))
+        return Settings.from_toml(found[-1].read_text(encoding="utf-8")) if found else None
+
+    def scans(self) -> set[str]:
+        """Stems of all T1w scans of the data set, so far as it is still there, or was tried."""
+        tried = {path.name.removeprefix("crash-").removesuffix(".txt")
+                 for path in self.folder.glob("logs/*/crash-*.txt")}  # fmt: skip
+        tried |= self.complete()
+        settings = self.settings()
+        if settings is None:
+            return tried
+        everybody = replace(
+            settings, participant_label=(), session_label=(), bids_filter_file=None
+        )
+        try:
+            return tried | {scan.stem for scan in load_study(everybody).scans}
+        except UserError:
+            return tried
+
+    def complete(self) -> set[str]:
+        """Stems of the scans that have a record."""
+        return {stem_of(record) for record in self.records}
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything the tables are made of; `ages` has one row per scan and model."""
+
+    results: list[Results]
+    ages: pd.DataFrame
+    muse: dict[str, Path]
+    command: str
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the page, or print tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--table", dest="tables", nargs="+", default=[], choices=TABLES,
+                        metavar="TABLE",
+                        help=f"print these and write nothing: {', '.join(TABLES)}")  # fmt: skip
+    parser.add_argument("--out", action="append", required=True, metavar="NAME=DIR",
+                        help="output folder of a data set")  # fmt: skip
+    parser.add_argument("--training", action="append", default=[], type=Path, metavar="DIR",
+                        help="training folder, with out_of_fold.tsv and card.toml")  # fmt: skip
+    parser.add_argument("--muse", action="append", default=[], metavar="NAME=DIR",
+                        help="label maps to compare the volumes with")  # fmt: skip
+    parser.add_argument("--to", type=Path, default=REPOSITORY / "docs" / "evaluation.md")
+    options = parser.parse_args(arguments)
+    for item in options.out + options.muse:
+        if not Path(item.partition("=")[2]).is_dir():
+            parser.error(f"{item} is not NAME=DIR with a folder that exists")
+    material = gather(options)
+    text = page(material, options.tables or list(TABLES), whole=not options.tables)
+    if options.tables:
+        print(text, end="")
+    else:
+        options.to.write_text(text, encoding="utf-8")
+        print(options.to)
+
+
+def gather(options: argparse.Namespace) -> Material:
+    """Read the output folders and the predictions out of fold."""
+    results = [
+        Results(name, folder, list(Derivatives(folder, folder, "").records()))
+        for name, folder in map(name_and_folder, options.out)
+    ]
+    muse = dict(map(name_and_folder, options.muse))
+    # The page must not say where the folders lie on this machine.
+    command = ["python benchmarks/evaluate.py --table {}"]
+    command += [f"--out {each.name}=results/{each.name}" for each in results]
+    command += [f"--training training/{folder.name}" for folder in options.training]
+    command += [f"--muse {name}=maps/{name}" for name in muse]
+    return Material(results, ages(results, options.training), muse, " ".join(command))
+
+
+def name_and_folder(item: str) -> tuple[str, Path]:
+    """Split NAME=DIR."""
+    name, _, folder = item.partition("=")
+    return name, Path(folder)
+
+
+def ages(results: list[Results], trainings: list[Path]) -> pd.DataFrame:
+    """True and predicted ages: out of fold where a model has seen the data set."""
+    names = {each.dataset: each.name for each in results}
+    frames = []
+    seen = {
+        name: set(models.card(name).training.get("datasets", ())) for name in models.embedded()
+    }
+    for folder in trainings:
+        model = tomllib.loads((folder / "card.toml").read_text(encoding="utf-8"))["name"]
+        frame = pd.read_csv(folder / "out_of_fold.tsv", sep="\t", dtype={"participant_id": str})
+        seen[model] = seen.get(model, set()) | set(frame["dataset"])
+        frame["dataset"] = frame["dataset"].replace(names)
+        frames.append(frame.assign(model=model, kind=OUT_OF_FOLD))
+    rows = [
+        {"dataset": each.name, "participant_id": record["participant_id"], "age": record["age"],
+         "model": model, "predicted_age": found["predicted_age"], "kind": UNSEEN}
+        for each in results
+        for record in each.records
+        for model, found in record["predictions"].items()
+        if not _has_seen(model, each.dataset, seen)
+        and not (model == "ensemble" and len(record["predictions"]) == 2)
+    ]  # fmt: skip
+    columns = ["dataset", "participant_id", "age", "model", "predicted_age", "kind"]
+    frames.append(pd.DataFrame(rows, columns=columns))
+    found = pd.concat(frames, ignore_index=True)[columns].dropna()
+    return found.astype({"age": float, "predicted_age": float})
+
+
+def _has_seen(model: str, dataset: str, seen: Mapping[str, set[str]]) -> bool:
+    """Whether a model, or any member of the ensemble, was trained on a data set."""
+    if model == "ensemble":
+        return any(dataset in each for each in seen.values())
+    return dataset in seen.get(model, ())
+
+
+# --- the tables: each returns what to know before reading it, and the table ---
+
+
+def runs(material: Material) -> tuple[str, str]:
+    """How many scans ran, failed and were flagged."""
+    rows = []
+    for each in material.results:
+        flags = Counter(flag for record in each.records for flag in record["quality"]["flags"])
+        scans, complete = each.scans(), each.complete()
+        passed = sum(record["quality"]["passed"] for record in each.records)
+        named = ", ".join(f"{name} {count}" for name, count in flags.most_common()) or "none"
+        rows.append([each.name, *map(str, (len(scans), len(complete), len(scans - complete))),
+                     str(passed), named])  # fmt: skip
+    header = ["data set", "T1w scans", "complete", "not complete", "quality passed", "flags"]
+    about = "Every T1w scan of each data set; flags are explained in `quality.md`."
+    return about, table(header, rows)
+
+
+def predictions(material: Material) -> tuple[str, str]:
+    """Agreement of predicted and true age."""
+    about = (
+        "Years. *Out of fold*: the embedded networks were trained on this data set, so that each "
+        "person is predicted by the one member that has not seen them; what the app itself says "
+        "about these scans is in-sample and is not shown. *Unseen*: people and scanner are both "
+        "new to the networks. Intervals (95 %) by bootstrap over people. *Baseline*: the error of "
+        "saying the data set's mean age about everybody."
+    )
+    header = ["data set", "model", "scans", "n", "MAE", "RMSE", "mean error", "r", "Spearman",
+              "slope", "baseline MAE"]  # fmt: skip
+    rows = []
+    for (dataset, model, kind), part in _groups(material.ages).items():
+        error = part["predicted_age"] - part["age"]
+        row = [dataset, model, kind, str(len(part))]
+        if len(part) < FEWEST:
+            row += [f"{error.abs().mean():.1f}", UNKNOWN, f"{error.mean():+.1f}", *[UNKNOWN] * 4]
+        else:
+            a = accuracy(part["age"].to_numpy(), part["predicted_age"].to_numpy(),
+                         part["participant_id"].tolist())  # fmt: skip
+            row += [
+                f"{a.mae:.2f} [{a.mae_low:.2f}, {a.mae_high:.2f}]", f"{a.rmse:.2f}",
+                f"{a.mean_error:+.2f}", f"{a.r:.3f} [{a.r_low:.3f}, {a.r_high:.3f}]",
+                f"{a.spearman:.3f}", f"{a.slope:.2f}", f"{a.baseline_mae:.2f}",
+            ]  # fmt: skip
+        rows.append(row)
+    seen = {str(name) for name in material.ages["dataset"]}
+    missing = [each.name for each in material.results if each.name not in seen]
+    if missing:
+        about += f"\n\nNo predictions to show for {', '.join(missing)}."
+    return about, table(header, rows)
+
+
+def decades(material: Material) -> tuple[str, str]:
+    """Mean error by age decade."""
+    groups = _groups(material.ages)
+    decade = {key: part["age"] // 10 * 10 for key, part in groups.items()}
+    every = sorted(set().union(*(set(each) for each in decade.values()))) if groups else []
+    rows = []
+    for low in every:
+        row = [f"{low:.0f} to {low + 9:.0f}"]
+        for key, part in groups.items():
+            inside = part[decade[key] == low]
+            error = (inside["predicted_age"] - inside["age"]).mean()
+            row.append(f"{error:+.1f} ({len(inside)})" if len(inside) else UNKNOWN)
+        rows.append(row)
+    header = ["age", *(f"{dataset}, {model}" for dataset, model, _ in groups)]
+    about = (
+        "Mean of predicted minus true age in years (number of scans), of the predictions above. "
+        "Regression to the mean shows here: the young come out too old, and the old too young."
+    )
+    return about, table(header, rows)
+
+
+def segmentation(material: Material) -> tuple[str, str]:
+    """Dice of the segmentation network out of fold, as its card says."""
+    path = registry.FOLDER / registry.SEGMENTATION / registry.CARD
+    card = tomllib.loads(path.read_text(encoding="utf-8"))
+    names = {structure.abbreviation: structure.name for structure in STRUCTURES}
+    figures = _flat(card.get("figures", {}))
+    rows = [[names.get(name, name.replace("_", " ")), f"{value:.3f}"]
+            for name, value in figures.items() if isinstance(value, float)]  # fmt: skip
+    notes = [f"{value}" for value in figures.values() if isinstance(value, str)]
+    about = " ".join([
+        "From the card of the network: mean Dice with the reference maps at 2 mm, over people "
+        "that the network of their fold has not seen.", *notes,
+    ])  # fmt: skip
+    return about, table(["structure", "Dice"], rows) if rows else "The card holds no figures yet."
+
+
+def volumes(material: Material) -> tuple[str, str]:
+    """Volumes in the records against those of the reference maps."""
+    about = (
+        "ml, mean over scans, and Pearson's r over scans, against the MUSE maps of the same "
+        "scans. The network in use was trained on these maps: this shows that volumes arrive in "
+        "the records as they should, not how well unseen heads are segmented, which the table "
+        "above shows."
+    )
+    rows = []
+    for each in material.results:
+        if each.name not in material.muse:
+            continue
+        found, truth = _volumes(each, material.muse[each.name])
+        for name in found.columns:
+            a, b = found[name], truth[name]
+            mean = b.mean()
+            difference = f"{100 * (a.mean() / mean - 1):+.1f} %" if mean else UNKNOWN
+            r = f"{a.corr(b):.3f}" if a.count() >= FEWEST else UNKNOWN
+            rows.append([name, each.name, str(a.count()), f"{a.mean():.1f}",
+                         f"{mean:.1f}", difference, r])  # fmt: skip
+    header = ["structure", "data set", "n", "app", "MUSE", "difference", "r"]
+    return about, table(header, rows) if rows else "No reference maps were given (`--muse`)."
+
+
+def quality(material: Material) -> tuple[str, str]:
+    """Distribution of the quality figures."""
+    about = (
+        "5 / 50 / 95 % of the scans of each data set. A scan outside of the limits is flagged; "
+        "the figures are explained in `quality.md`."
+    )
+    frames = {
+        each.name: pd.DataFrame([record["quality"] for record in each.records])
+        for each in material.results
+        if each.records
+    }
+    names = list(dict.fromkeys(
+        name for frame in frames.values() for name in frame if name not in ("passed", "flags")
+    ))  # fmt: skip
+    rows = []
+    for name in names:
+        row = [f"`{name}`", limits_words(name)]
+        for frame in frames.values():
+            values = pd.to_numeric(frame[name], errors="coerce").dropna()
+            row.append(" / ".join(f"{value:.4g}" for value in values.quantile([0.05, 0.5, 0.95])))
+        rows.append(row)
+    return about, table(["figure", "limits", *frames], rows)
+
+
+def limits_words(name: str) -> str:
+    """The limits of a quality figure in words."""
+    low, high = LIMITS.get(name, (-np.inf, np.inf))
+    if np.isinf(low) and np.isinf(high):
+        return "none"
+    if np.isinf(high):
+        return f"at least {low:g}"
+    return f"at most {high:g}" if low == 0 or np.isinf(low) else f"{low:g} to {high:g}"
+
+
+def seconds(material: Material) -> tuple[str, str]:
+    """Seconds per scan and step."""
+    frames = {each.name: pd.DataFrame([record["seconds"] for record in each.records])
+              for each in material.results if each.records}  # fmt: skip
+    steps = list(dict.fromkeys(name for frame in frames.values() for name in frame))
+    rows = [
+        [step.replace("_", " "),
+         *(f"{frame[step].median():.1f}" if step in frame else UNKNOWN
+           for frame in frames.values())]
+        for step in steps
+    ]  # fmt: skip
+    totals = [frame.sum(axis=1) for frame in frames.values()]
+    rows.append(["**sum**", *(f"**{total.median():.1f}**" for total in totals)])
+    rows.append(["95 % of scans within", *(f"{total.quantile(0.95):.1f}" for total in totals)])
+    settings = {each.name: each.settings() for each in material.results}
+    side = ", ".join(f"{name} {found.nprocs}" for name, found in settings.items() if found)
+    about = (
+        "Median over scans, as the records say; reading and writing of files not counted. Scans "
+        f"side by side: {side or 'not known'}. These are wall times of whatever the machine was "
+        "doing; `benchmarks/participant.py` measures on a core of its own."
+    )
+    return about, table(["step", *frames], rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[Material], tuple[str, str]]]] = {
+    "runs": ("Scans", runs),
+    "predictions": ("Predicted age", predictions),
+    "decades": ("Error by age", decades),
+    "segmentation": ("Segmentation", segmentation),
+    "volumes": ("Volumes", volumes),
+    "quality": ("Quality figures", quality),
+    "seconds": ("Time", seconds),
+}
+
+
+def page(material: Material, names: list[str], whole: bool) -> str:
+    """Make the Markdown page; with `whole`, under a title."""
+    parts = []
+    if whole:
+        parts.append(
+            "# Evaluation\n\nThis page is made by `benchmarks/evaluate.py` from finished output "
+            "folders (`run.py DATA results/NAME participant`) and is not edited by hand. The "
+            "command above each table prints that table alone; without `--table` it writes "
+            "the page."
+        )
+    for name in names:
+        title, make = TABLES[name]
+        about, found = make(material)
+        command = f"```\n{material.command.format(name)}\n```"
+        parts.append(f"## {title}\n\n{about}\n\n{command}\n\n{found}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _groups(ages: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
+    """Rows by data set, model and kind, in the order in which they came."""
+    return dict(list(ages.groupby(["dataset", "model", "kind"], sort=False)))
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables of a card as one."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _volumes(results: Results, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Volumes of the app and of the maps, (scans, structures), ml."""
+    found, truth = [], []
+    for record in results.records:
+        maps = sorted((folder / record["participant_id"]).glob("**/*_dseg.nii.gz"))
+        if len(maps) != 1:  # none, or of several sessions
+            continue
+        image = nib.load(maps[0])
+        structure = structures_from_muse(np.asarray(image.dataobj))
+        ml = float(abs(np.linalg.det(image.affine[:3, :3]))) / 1000
+        counts = np.bincount(structure.ravel(), minlength=len(STRUCTURES)) * ml
+        truth.append({"Brain": counts[OUTER_CSF + 1 :].sum()}
+                     | {s.name: counts[i] for i, s in enumerate(STRUCTURES) if i})  # fmt: skip
+        found.append(_structure_volumes(record["volumes_ml"]))
+    return pd.DataFrame(found).astype(float), pd.DataFrame(truth)
+
+
+def _structure_volumes(volumes: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Volumes of a record by structure, both sides together."""
+    by = {"Brain": volumes["brain"], STRUCTURES[OUTER_CSF].name: volumes["csf"]}
+    for structure in STRUCTURES[OUTER_CSF + 1 :]:
+        keys = [label.name.lower().replace(" ", "_") for label in LABELS
+                if label.abbreviation.split("-")[-1] == structure.abbreviation]  # fmt: skip
+        by[structure.name] = sum(volumes[key] or 0 for key in keys)
+    return by
+
+
+if __name__ == "__main__":
+    main()

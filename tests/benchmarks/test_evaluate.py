@@ -1,0 +1,133 @@
+"""The evaluation page is made of records and out-of-fold predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from benchmarks import evaluate
+from models.segmentation.labels import LABELS
+
+
+def write_results(folder: Path, dataset: str, ages: list[float], predicted: list[float]) -> Path:
+    """An output folder with a record for each age, one of them flagged."""
+    folder.mkdir()
+    description = {"SourceDatasets": [{"URL": f"file:///data/{dataset}"}]}
+    (folder / "dataset_description.json").write_text(json.dumps(description))
+    for number, (age, found) in enumerate(zip(ages, predicted, strict=True), 1):
+        person = f"sub-{number}"
+        flags = ["cnr"] if number == 1 else []
+        entry = {"predicted_age": found}
+        record: dict[str, Any] = {
+            "participant_id": person, "source": f"bids:raw:{person}/anat/{person}_T1w.nii.gz",
+            "age": age, "predictions": {"stub": entry, "ensemble": entry},
+            "quality": {"passed": not flags, "flags": flags, "cnr": number / 2, "cjv": None},
+            "seconds": {"segmentation": 1.0, "bias_field": float(number)},
+            "volumes_ml": {"brain": 8.0, "csf": 1.0}
+            | {label.name.lower().replace(" ", "_"): 1.0 for label in LABELS[1:]},
+        }  # fmt: skip
+        path = folder / person / "anat" / f"{person}_brainage.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    seen = write_results(tmp_path / "a", "seen", [20, 30, 50], [20, 30, 50])
+    unseen = write_results(tmp_path / "b", "unseen", [20, 30, 61, 69], [22, 33, 60, 66])
+    single = write_results(tmp_path / "c", "single", [26], [31])
+    crash = unseen / "logs" / "run" / "crash-sub-9.txt"
+    crash.parent.mkdir(parents=True)
+    crash.touch()
+    training = tmp_path / "training"
+    training.mkdir()
+    (training / "card.toml").write_text('name = "stub"\n')
+    rows = [("seen", "sub-1", 20, 26), ("seen", "sub-2", 30, 36), ("seen", "sub-3", 50, 53)]
+    lines = ["dataset\tparticipant_id\tage\tpredicted_age"]
+    lines += ["\t".join(map(str, row)) for row in rows]
+    (training / "out_of_fold.tsv").write_text("\n".join(lines) + "\n")
+    return {"Seen": seen, "Unseen": unseen, "Single": single, "training": training}
+
+
+def rows_of(
+    capsys: pytest.CaptureFixture[str], folders: dict[str, Path], table: str, *more: str
+) -> dict[str, list[str]]:
+    """Rows of one printed table, by first cell."""
+    outs = [
+        w for name in ("Seen", "Unseen", "Single") for w in ("--out", f"{name}={folders[name]}")
+    ]
+    evaluate.main(["--table", table, *outs, "--training", str(folders["training"]), *more])
+    printed = capsys.readouterr().out
+    assert str(folders["Seen"].parent) not in printed
+    cells = [line.strip("| ").split(" | ") for line in printed.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_scans_without_a_record_are_counted(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(capsys, folders, "runs")
+    assert rows["Unseen"] == ["5", "4", "1", "3", "cnr 1"]
+    assert rows["Single"] == ["1", "1", "0", "0", "cnr 1"]
+
+
+def test_data_sets_trained_on_are_shown_out_of_fold_alone(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(capsys, folders, "predictions")
+    assert rows["Seen"][:3] == ["stub", "out of fold", "3"]
+    assert rows["Seen"][3].startswith("5.00 [")  # in-sample it would be 0
+    assert rows["Unseen"][:3] == ["stub", "unseen", "4"]
+    assert rows["Unseen"][3].startswith("2.25 [")
+    assert rows["Unseen"][5] == "+0.25"
+    assert rows["Single"][2:6] == ["1", "5.0", "n/a", "+5.0"]
+
+
+def test_error_by_decade(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(capsys, folders, "decades")
+    assert rows["age"] == ["Seen, stub", "Unseen, stub", "Single, stub"]
+    assert rows["20 to 29"] == ["+6.0 (1)", "+2.0 (1)", "+5.0 (1)"]
+    assert rows["60 to 69"] == ["n/a", "-2.0 (2)", "n/a"]
+
+
+def test_quality_and_time(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert rows_of(capsys, folders, "quality")["`cnr`"][1] == "0.55 / 1 / 1.45"
+    rows = rows_of(capsys, folders, "seconds")
+    assert rows["bias field"] == ["2.0", "2.5", "1.0"]
+    assert rows["**sum**"] == ["**3.0**", "**3.5**", "**2.0**"]
+
+
+def test_volumes_are_compared_by_structure(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.zeros((30, 30, 30), np.uint8)
+    labels[:10, :10, :10] = 47  # hippocampus: 1000 voxels of 1 mm, 1 ml
+    for number in (1, 2, 3):
+        path = tmp_path / "maps" / f"sub-{number}" / "anat" / "x_dseg.nii.gz"
+        path.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), path)
+    rows = rows_of(capsys, folders, "volumes", "--muse", f"Seen={tmp_path / 'maps'}")
+    assert rows["Hippocampus"][:5] == ["Seen", "3", "2.0", "1.0", "+100.0 %"]
+
+
+def test_the_page_holds_every_table(folders: dict[str, Path], tmp_path: Path) -> None:
+    page = tmp_path / "evaluation.md"
+    evaluate.main(["--out", f"Unseen={folders['Unseen']}", "--to", str(page)])
+    text = page.read_text()
+    for name, (title, _) in evaluate.TABLES.items():
+        assert f"## {title}\n" in text
+        assert (
+            f"python benchmarks/evaluate.py --table {name} --out Unseen=results/Unseen\n" in text
+        )
+
+
+def test_unknown_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--out", "IXI=/nowhere"])
+    assert "IXI=/nowhere is not NAME=DIR" in capsys.readouterr().err
