@@ -219,6 +219,10 @@ class Derivatives:
         self.remove_stale(self.root)
         return warnings
 
+    def remove(self, path: Path) -> None:
+        """Remove a file, if it is there."""
+        path.unlink(missing_ok=True)
+
     def remove_stale(self, folder: Path) -> None:
         """Remove temporary files that a killed process left in a folder an hour ago or earlier."""
         for path in folder.glob(_TEMPORARY):
@@ -413,11 +417,14 @@ class Derivatives:
         except UserError as error:
             raise UserError(f"{error} Delete it and run the participant level again.") from error
 
+    def record_paths(self, participant_id: str = "sub-*") -> list[Path]:
+        """The records that are there, of one participant or of all, sorted."""
+        folders = (f"{participant_id}/anat", f"{participant_id}/ses-*/anat")
+        return sorted(p for f in folders for p in self.root.glob(f"{f}/sub-*_brainage.json"))
+
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield all records of the folder, sorted by path."""
-        folders = ("sub-*/anat", "sub-*/ses-*/anat")
-        paths = [path for f in folders for path in self.root.glob(f"{f}/sub-*_brainage.json")]
-        yield from map(self.read_record, sorted(paths))
+        yield from map(self.read_record, self.record_paths())
 
 
 def _label(text: str) -> str:

@@ -73,11 +73,13 @@ class Settings:
         None,
     )
     derivatives: tuple[str, ...] = option(
-        "derivative data sets of the same participants, as PACKAGE=PATH or PATH", ()
+        "derivative data sets of the same participants, as PACKAGE=PATH or PATH; accepted for "
+        "compatibility, not used yet",
+        (),
     )
 
     work_dir: Path | None = option(
-        "where to keep intermediate files; none are kept without it", None
+        "where to put temporary files, instead of the system's folder for them", None
     )
     nprocs: int = option(
         "scans processed side by side; 0 means as many as processors and memory allow",
@@ -90,7 +92,7 @@ class Settings:
     mem_gb: float | None = option(
         "upper bound on memory in GB, over all processes", None, minimum=0.1
     )
-    low_mem: bool = option("use less memory where that costs time", False)
+    low_mem: bool = option("use less memory: one scan after the other", False)
 
     models: tuple[str, ...] = option(
         "brain-age models to run; all that come with their weights by default", ()
@@ -142,7 +144,9 @@ class Settings:
         self._set("participant_label", _labels(self.participant_label, "sub-"))
         self._set("session_label", _labels(self.session_label, "ses-"))
         self._set("importance", tuple(name for name in self.importance if name != "none"))
-        if self.nprocs == 0:
+        if self.low_mem:
+            self._set("nprocs", 1)
+        elif self.nprocs == 0:
             memory = self.mem_gb or available_memory_gb()
             self._set("nprocs", default_nprocs(available_cpus(), memory, GB_PER_SCAN))
         if not (self.template.isascii() and self.template.isalnum()):

@@ -43,7 +43,7 @@ def segment(network: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float3
     Outside the box of the second look everything is background.
     """
     scaled = normalise(image)
-    first = _probabilities(network, scaled)
+    first = _probabilities(network, _volume(scaled))
     brain = first[2:HEMISPHERE_CHANNEL].sum(0) > 0.5
     if not brain.any():
         return first
@@ -55,22 +55,26 @@ def segment(network: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float3
     )
     out = np.zeros_like(first)
     out[0] = 1
-    out[(slice(None), *box)] = _probabilities(network, normalise(image[box]))
+    out[(slice(None), *box)] = _with_mirror(network, _volume(normalise(image[box])))
     return out
 
 
-def _probabilities(network: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Average over the image and its mirror image; sides are swapped back."""
-    volume = torch.from_numpy(np.ascontiguousarray(image))[None, None]
-    direct = _forward(network, volume)
-    mirrored = _forward(network, volume.flip(2)).flip(2)
-    structures = (
-        direct[:, :HEMISPHERE_CHANNEL].softmax(1) + mirrored[:, :HEMISPHERE_CHANNEL].softmax(1)
-    ) / 2
-    left = (
-        direct[:, HEMISPHERE_CHANNEL:].sigmoid() + 1 - mirrored[:, HEMISPHERE_CHANNEL:].sigmoid()
-    ) / 2
-    return torch.cat([structures, left], 1)[0].numpy()
+def _volume(image: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image))[None, None]
+
+
+def _with_mirror(network: nn.Module, volume: Tensor) -> NDArray[np.float32]:
+    """Average over the image and its mirror image, in which left is right."""
+    direct = _probabilities(network, volume)
+    mirrored = _probabilities(network, volume.flip(2))[:, ::-1].copy()
+    mirrored[HEMISPHERE_CHANNEL] = 1 - mirrored[HEMISPHERE_CHANNEL]
+    return ((direct + mirrored) / 2).astype(np.float32, copy=False)
+
+
+def _probabilities(network: nn.Module, volume: Tensor) -> NDArray[np.float32]:
+    logits = _forward(network, volume)[0]
+    structures = logits[:HEMISPHERE_CHANNEL].softmax(0)
+    return torch.cat([structures, logits[HEMISPHERE_CHANNEL:].sigmoid()]).numpy()
 
 
 def _forward(network: nn.Module, volume: Tensor) -> Tensor:

@@ -141,7 +141,8 @@ def structures_from_muse(muse: NDArray[np.integer]) -> NDArray[np.uint8]:
     table = np.full(256, 255, np.uint8)
     for number, structure in enumerate(STRUCTURES):
         table[list(structure.muse)] = number
-    found = table[np.asarray(muse, np.uint8)]
+    known = (muse >= 0) & (muse < 255)
+    found = table[np.where(known, muse, 255).astype(np.uint8)]
     if (found == 255).any():
         unknown = sorted({int(v) for v in np.unique(muse[found == 255])})
         raise ValueError(f"MUSE labels {unknown} belong to no structure")

@@ -93,6 +93,6 @@ def test_names_and_paths() -> None:
         _ = Settings(**REQUIRED, model_file=["/w"]).model_paths
 
 
-@pytest.mark.parametrize(("verbose", "level"), [(0, 25), (1, 20), (3, 10), (9, 10)])
+@pytest.mark.parametrize(("verbose", "level"), [(0, 20), (1, 15), (2, 10), (9, 10)])
 def test_log_level(verbose: int, level: int) -> None:
     assert Settings(**REQUIRED, verbose=verbose).log_level == level

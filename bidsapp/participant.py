@@ -1,0 +1,464 @@
+"""The participant level: every T1w scan of a study becomes a record with its brain age.
+
+Methods, in order: load and validate; segment; correct the bias field (N4) inside the brain;
+register linearly to the template; resample once; scale intensities as each model was trained;
+predict; record; report.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+import models
+from bidsapp import logs, report
+from bidsapp.derivatives import Derivatives, new_run_id
+from bidsapp.errors import ScanError, UserError
+from bidsapp.execution import run_scans
+from bidsapp.fingerprint import fingerprint, software
+from bidsapp.settings import Settings
+from bidsapp.study import Scan, load_study
+from models import registry
+from models.contract import InputContract, ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bidsapp.preprocessing.image import Image, T1w
+    from bidsapp.preprocessing.segmentation import Segmentation
+    from bidsapp.preprocessing.templates import Template
+    from models.prediction import BrainAgeModel
+
+log = logging.getLogger(__name__)
+
+GRID_SHAPE = (91, 109, 91)
+GRID_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+"""The 2 mm MNI grid of the written images, RAS."""
+DEGREES_OF_FREEDOM = 12
+
+
+def run(settings: Settings) -> int:
+    """Process every scan the settings ask for; returns the exit code of the app.
+
+    Raises
+    ------
+    UserError
+        For everything that is wrong before the first scan is touched.
+    """
+    study = load_study(settings)
+    out = Derivatives(settings.output_dir, study.root, settings.template)
+    names = _model_names(settings)
+    if settings.dry_run:
+        for scan in study.scans:
+            print(f"{scan.stem}: {scan.path} -> {out.record(scan)}")
+        return 0
+    if not settings.reports_only:
+        _check_resources(settings, names)
+    run_id = new_run_id()
+    warnings = [*out.prepare(), *study.warnings]
+    out.write_text(out.log_dir(run_id) / "settings.toml", settings.to_toml())
+    with logs.to_console_and_file(out.log_dir(run_id) / "log.txt", settings.log_level):
+        for warning in warnings:
+            log.warning("%s", warning)
+        failed = 0 if settings.reports_only else _process_all(study.scans, settings, out, run_id)
+        report.write_participants(study.scans, out, names)
+    return 1 if failed else 0
+
+
+def _process_all(
+    scans: tuple[Scan, ...], settings: Settings, out: Derivatives, run_id: str
+) -> int:
+    """Run the scans side by side; returns how many failed."""
+    from models.segmentation.labels import LABELS
+
+    out.write_label_table(LABELS)
+    if settings.work_dir:
+        settings.work_dir.mkdir(parents=True, exist_ok=True)
+    outcomes = run_scans(
+        scans,
+        partial(process, settings=settings, out=out),
+        nprocs=min(settings.nprocs, len(scans)),
+        threads=settings.omp_nthreads,
+        seed=settings.random_seed,
+        crash=lambda scan, text: out.write_text(out.crash(run_id, scan.stem), text),
+        stop_on_first_crash=settings.stop_on_first_crash,
+    )
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    done = sum(outcome.status == "done" for outcome in outcomes)
+    log.info("%d computed, %d complete before, %d failed", done,
+             len(outcomes) - done - len(failed), len(failed))  # fmt: skip
+    for outcome in failed:
+        log.error("%s failed: %s (%s)", outcome.scan.stem, outcome.message,
+                  out.crash(run_id, outcome.scan.stem))  # fmt: skip
+    return len(failed)
+
+
+# --- one scan, in a worker process ---
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """What a worker loads once: networks, template, and the template on the standard grid."""
+
+    segmentation: nn.Module
+    segmentation_sha256: str
+    template: Template
+    template_brain: Image
+    template_mask: NDArray[np.bool_]
+    models: dict[str, BrainAgeModel]
+
+
+@dataclass
+class Prepared:
+    """A scan after preprocessing, and what a model's image is made of.
+
+    ``brain`` lies on the standard grid, zero outside ``mask``; ``native`` is None where the
+    images of an earlier run serve.
+    """
+
+    brain: Image
+    mask: NDArray[np.bool_]
+    levels: dict[str, float]
+    volumes_ml: dict[str, float | None]
+    quality: dict[str, Any]
+    steps: list[dict[str, Any]]
+    seconds: dict[str, float]
+    native: Native | None = None
+
+    @property
+    def segmentation(self) -> Segmentation:
+        """Of a scan that was preprocessed in this run."""
+        assert self.native is not None
+        return self.native.segmentation
+
+
+@dataclass(frozen=True)
+class Native:
+    """The bias-corrected scan on its own grid, and its brain on the working grid."""
+
+    t1w: T1w
+    corrected: Image
+    working: Image
+    segmentation: Segmentation
+    to_scan: NDArray[np.float64]
+    transforms: dict[tuple[str, int], NDArray[np.float64]] = field(default_factory=dict)
+
+
+def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done", "skipped"]:
+    """From a scan to its record; does only what an earlier run left undone.
+
+    Raises
+    ------
+    ScanError
+        Where the scan cannot be used; the message names the file, the fault and the remedy.
+    """
+    from bidsapp.preprocessing.image import file_sha256, load_t1w
+
+    tools = toolbox(settings)
+    digest = file_sha256(scan.path)
+    cards = {name: model.card.to_toml() for name, model in tools.models.items()}
+    key = fingerprint(
+        scan, digest, settings, tools.template.sha256, tools.segmentation_sha256, cards
+    )
+    earlier = _earlier_record(scan, out)
+    if earlier.get("fingerprint") == key and not _missing(scan, settings, out):
+        return "skipped"
+    out.remove_stale(out.record(scan).parent)
+    if _can_reuse(earlier, key, scan, settings, tools, out):
+        prepared = _reload(earlier, scan, out)
+    else:
+        t1w = load_t1w(scan.path)
+        for warning in t1w.warnings:
+            log.warning("%s", warning)
+        with _naming(scan):
+            prepared = preprocess(t1w, tools, settings)
+        _write_images(prepared, scan, settings, out)
+        with _timed("figures", prepared.seconds):
+            found = prepared.segmentation
+            report.write_figures(scan, found, prepared.brain, tools.template_brain, out)
+    with _naming(scan):
+        predictions = predict(prepared, scan, tools)
+    out.write_json(out.record(scan), _record(scan, prepared, predictions, key))
+    return "done"
+
+
+def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
+    """Segmentation -> bias field -> registration -> one resampling -> quality figures."""
+    from bidsapp.preprocessing import bias_field, intensity, quality, registration, segmentation
+    from bidsapp.preprocessing.resampling import resample
+
+    scan, seconds, steps = t1w.image, dict[str, float](), list[dict[str, Any]]()
+    with _timed("segmentation", seconds):
+        found, record = segmentation.segment(scan, tools.segmentation, settings.skull_strip_t1w)
+        steps.append(record | {"weights_sha256": tools.segmentation_sha256})
+    with _timed("bias_field", seconds):
+        corrected, working, record = bias_field.correct_bias_field(scan, found)
+        steps.append(record)
+    with _timed("registration", seconds):
+        brain = working.with_data(working.data * found.working_mask)
+        to_scan, record = registration.register(
+            brain, tools.template, DEGREES_OF_FREEDOM, settings.random_seed, settings.work_dir
+        )
+        steps.append(record)
+    with _timed("resampling", seconds):
+        mask = scan.with_data(found.mask.astype(np.float32))
+        on_grid = resample(corrected, to_scan, GRID_SHAPE, GRID_AFFINE)
+        inside = resample(mask, to_scan, GRID_SHAPE, GRID_AFFINE, order=1).data > 0.5
+        registered = on_grid.with_data(np.clip(on_grid.data, 0, None) * inside)
+        steps.append({"step": "resampling", "parameters": {"interpolation": "cubic spline",
+                      "mm": 2.0, "shape": list(GRID_SHAPE)}})  # fmt: skip
+    with _timed("quality", seconds):
+        levels = intensity.tissue_levels(working.data, found.working_labels)
+        steps.append({"step": "intensity", "levels": levels})
+        figures = quality.assess(
+            found, working, scan, registered, inside, tools.template_brain, tools.template_mask,
+            to_scan,
+        )  # fmt: skip
+    native = Native(t1w, corrected, brain, found, to_scan)
+    volumes = found.volumes_ml
+    return Prepared(registered, inside, levels, volumes, figures, steps, seconds, native)
+
+
+def predict(prepared: Prepared, scan: Scan, tools: Toolbox) -> dict[str, dict[str, Any]]:
+    """The age each model sees, and their combination under ``ensemble``."""
+    from models.ensemble import combine
+
+    who, found = scan.demographics, {}
+    for name, model in tools.models.items():
+        with _timed(name, prepared.seconds):
+            image = model_image(prepared, model.card.contract, tools)
+            found[name] = model.predict(image, who.sex, who.age)
+    if not found:
+        return {}
+    cards = {name: model.card for name, model in tools.models.items()}
+    entries = {
+        name: asdict(prediction)
+        | {"weights_sha256": cards[name].weights_sha256, "license": cards[name].license}
+        for name, prediction in found.items()
+    }
+    entries["ensemble"] = asdict(combine(list(found.values())))
+    for entry in entries.values():
+        entry["brain_age_gap"] = None if who.age is None else entry["predicted_age"] - who.age
+    return entries
+
+
+def model_image(
+    prepared: Prepared, contract: InputContract, tools: Toolbox
+) -> NDArray[np.float32]:
+    """The brain as a model's contract wants it: its grid and its intensities."""
+    from bidsapp.preprocessing import registration
+    from bidsapp.preprocessing.resampling import resample
+    from bidsapp.preprocessing.templates import load_template
+    from models import intensity
+
+    if _takes_standard_grid(contract, tools.template.name):
+        return intensity.scale(prepared.brain.data, prepared.levels, contract.intensity)
+    native = prepared.native
+    assert native is not None  # _can_reuse sees to it
+    place = contract.template, contract.degrees_of_freedom
+    if place not in native.transforms:
+        native.transforms[place], _ = registration.register(
+            native.working, load_template(contract.template), contract.degrees_of_freedom, 1
+        )
+    to_scan, affine = native.transforms[place], np.array(contract.affine)
+    mask = native.corrected.with_data(native.segmentation.mask.astype(np.float32))
+    inside = resample(mask, to_scan, contract.shape, affine, order=1).data > 0.5
+    image = resample(native.corrected, to_scan, contract.shape, affine).data.clip(0) * inside
+    return intensity.scale(image, prepared.levels, contract.intensity)
+
+
+@lru_cache(maxsize=1)
+def toolbox(settings: Settings) -> Toolbox:
+    """Load networks and template, once per process."""
+    import torch
+
+    from bidsapp.preprocessing.templates import load_template
+
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    template = load_template(settings.template)
+    try:
+        segmentation, card = registry.load_segmentation()
+        loaded = {
+            name: models.load(name, device, settings.model_paths.get(name))
+            for name in _model_names(settings)
+        }
+    except ModelError as error:
+        raise UserError(str(error)) from error
+    return Toolbox(
+        segmentation,
+        str(card["weights_sha256"]),
+        template,
+        *template.on(GRID_SHAPE, GRID_AFFINE),
+        loaded,
+    )
+
+
+def _model_names(settings: Settings) -> tuple[str, ...]:
+    """The models to run: those asked for, else all embedded ones and the user's own."""
+    names = settings.models or (*models.embedded(), *settings.model_paths)
+    for name in names:
+        if name in settings.model_paths or name in models.embedded():
+            continue
+        if name in models.known():
+            raise UserError(
+                f"--models {name}: its weights are not part of this software; get them and name "
+                f"them with --model-file {name}=PATH."
+            )
+        known = ", ".join(models.known()) or "none"
+        raise UserError(f"--models: there is no model '{name}'; known are {known}.")
+    return tuple(dict.fromkeys(names))
+
+
+def _check_resources(settings: Settings, names: tuple[str, ...]) -> None:
+    """Learn once, and before the first scan, that a template or a GPU is missing."""
+    cards = [models.card(name) for name in names if name not in settings.model_paths]
+    wanted = {settings.template, *(card.contract.template for card in cards)}
+    for template in sorted(wanted - {Settings.template}):  # the default one is bundled
+        from bidsapp.preprocessing.templates import load_template
+
+        load_template(template)
+    if settings.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: no GPU was found that PyTorch can use.")
+
+
+def _takes_standard_grid(contract: InputContract, template: str) -> bool:
+    return (
+        contract.template == template
+        and contract.degrees_of_freedom == DEGREES_OF_FREEDOM
+        and contract.shape == GRID_SHAPE
+        and bool(np.allclose(contract.affine, GRID_AFFINE))
+    )
+
+
+# --- what is on disk ---
+
+
+def _images(scan: Scan, settings: Settings, out: Derivatives) -> dict[str, Any]:
+    """The files of a scan beside its record."""
+    return {
+        "mask": out.brain_mask(scan),
+        "dseg": out.dseg(scan),
+        "forward": out.xfm(scan, "T1w", settings.template),
+        "inverse": out.xfm(scan, settings.template, "T1w"),
+        "preproc": out.preproc(scan),
+        "template_mask": out.template_mask(scan),
+    }
+
+
+def _missing(scan: Scan, settings: Settings, out: Derivatives) -> list[str]:
+    return [n for n, path in _images(scan, settings, out).items() if not path.exists()]
+
+
+def _earlier_record(scan: Scan, out: Derivatives) -> dict[str, Any]:
+    """The record of an earlier run; empty where there is none or it is damaged."""
+    if not out.record(scan).exists():
+        return {}
+    try:
+        return out.read_record(out.record(scan))
+    except UserError:
+        return {}
+
+
+def _can_reuse(
+    earlier: dict[str, Any], key: dict[str, str], scan: Scan, settings: Settings,
+    tools: Toolbox, out: Derivatives,
+) -> bool:  # fmt: skip
+    """Whether only the predictions are out of date, and the written image serves every model."""
+    before = earlier.get("fingerprint")
+    return (
+        isinstance(before, dict)
+        and before.get("preprocessing") == key["preprocessing"]
+        and not _missing(scan, settings, out)
+        and all(
+            _takes_standard_grid(model.card.contract, settings.template)
+            for model in tools.models.values()
+        )
+    )
+
+
+def _reload(earlier: dict[str, Any], scan: Scan, out: Derivatives) -> Prepared:
+    from bidsapp.preprocessing.image import Image
+
+    steps = earlier["steps"]
+    return Prepared(
+        Image(*out.read_image(out.preproc(scan))),
+        out.read_image(out.template_mask(scan))[0] > 0,
+        next(step["levels"] for step in steps if step["step"] == "intensity"),
+        earlier["volumes_ml"],
+        earlier["quality"],
+        steps,
+        earlier["seconds"],
+    )
+
+
+def _write_images(prepared: Prepared, scan: Scan, settings: Settings, out: Derivatives) -> None:
+    native = prepared.native
+    assert native is not None
+    t1w, found, paths = native.t1w, native.segmentation, _images(scan, settings, out)
+    out.remove(out.record(scan))  # of other settings: it must not vouch for the new images
+    by = {step["step"]: step for step in prepared.steps}
+    raw = {"Sources": [scan.source]}
+    segmented = raw | {"Steps": [by["segmentation"]]}
+    for name, labels in (("mask", found.mask), ("dseg", found.labels)):
+        on_file = t1w.on_file_grid(labels).astype(np.uint8)
+        out.write_image(paths[name], on_file, t1w.file_affine, segmented, np.uint8)
+    transform = raw | {"Steps": [by["registration"]]}
+    out.write_transform(paths["forward"], native.to_scan, transform)
+    out.write_transform(paths["inverse"], np.linalg.inv(native.to_scan), transform)
+    sources = [scan.source, out.uri(paths["mask"]), out.uri(paths["forward"])]
+    in_template = {"Sources": sources, "Steps": prepared.steps}
+    brain = prepared.brain
+    out.write_image(paths["preproc"], brain.data, brain.affine, in_template, np.float32)
+    out.write_image(
+        paths["template_mask"], prepared.mask.astype(np.uint8), brain.affine, in_template, np.uint8
+    )
+
+
+def _record(
+    scan: Scan, prepared: Prepared, predictions: dict[str, Any], key: dict[str, str]
+) -> dict[str, Any]:
+    who = scan.demographics
+    return {
+        "participant_id": scan.participant_id,
+        "session_id": scan.session_id,
+        "source": scan.source,
+        **asdict(who),
+        "predictions": predictions,
+        "quality": prepared.quality,
+        "volumes_ml": prepared.volumes_ml,
+        "steps": prepared.steps,
+        "software": software(),
+        "seconds": prepared.seconds,
+        "fingerprint": key,
+    }
+
+
+@contextmanager
+def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - began, 3)
+
+
+@contextmanager
+def _naming(scan: Scan) -> Iterator[None]:
+    """Let every complaint about a scan begin with its path."""
+    try:
+        yield
+    except (ScanError, ModelError) as error:
+        if str(scan.path) in str(error):
+            raise
+        raise ScanError(f"{scan.path}: {error}") from error

@@ -1,0 +1,661 @@
+"""The participant level: what is computed, what is kept, and what each fault does.
+
+Preprocessing is replaced by a stub that counts; the real one is in the integration tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bidsapp import participant
+from bidsapp.demographics import Demographics
+from bidsapp.derivatives import Derivatives
+from bidsapp.errors import NothingToDo, ScanError, UserError
+from bidsapp.execution import Outcome
+from bidsapp.participant import GRID_AFFINE, GRID_SHAPE, Native, Prepared, Toolbox
+from bidsapp.preprocessing import bias_field, registration, segmentation
+from bidsapp.preprocessing.image import Image, T1w
+from bidsapp.preprocessing.segmentation import Segmentation
+from bidsapp.preprocessing.templates import Template
+from bidsapp.settings import Settings
+from bidsapp.study import Scan
+from models.contract import InputContract, ModelCard, Output, Uncertainty
+from models.prediction import BrainAgeModel
+from models.segmentation import labels
+
+TEMPLATE = Settings.template
+STEM = "sub-01"
+CORTEX, WHITE = (labels.indices(structure=name)[0] for name in ("CTX", "WM"))
+CARD = ModelCard(
+    name="first",
+    title="A mean",
+    version="1",
+    summary="For tests.",
+    license="CC0-1.0",
+    citation="Nobody.",
+    weights_sha256="a" * 64,
+    contract=InputContract(
+        template=TEMPLATE,
+        degrees_of_freedom=12,
+        shape=GRID_SHAPE,
+        affine=tuple(map(tuple, GRID_AFFINE)),
+        skull_stripped=True,
+        bias_corrected=True,
+        intensity="white_matter",
+        ages=(20, 80),
+    ),
+    output=Output(offset=20, scale=100),
+    uncertainty=Uncertainty(standard_deviation=4, interval=(-6, 7)),
+)
+
+
+class Mean(nn.Module):
+    """The mean of an image stands for its age; `effect` is that of the sex."""
+
+    def __init__(self, effect: float = 0.0) -> None:
+        super().__init__()
+        self.zero, self.effect = nn.Parameter(torch.zeros(())), effect
+
+    def forward(self, x: torch.Tensor, sex: torch.Tensor | None = None) -> torch.Tensor:
+        mean = x.mean((1, 2, 3, 4)) + self.zero
+        return mean if sex is None else mean + self.effect * sex
+
+
+def model(name: str = "first", effect: float = 0.0, **changes: Any) -> BrainAgeModel:
+    """A model with a changed card; `contract_...` changes its contract."""
+    contract = {key[9:]: changes.pop(key) for key in list(changes) if key.startswith("contract_")}
+    changes["contract"] = dataclasses.replace(CARD.contract, **contract)
+    return BrainAgeModel(dataclasses.replace(CARD, name=name, **changes), [Mean(effect).eval()])
+
+
+def prepared(t1w: T1w) -> Prepared:
+    """What preprocessing would return, made of the mean of the scan alone."""
+    inside = np.zeros(GRID_SHAPE, bool)
+    inside[30:60, 40:80, 30:60] = True
+    level = float(t1w.image.data.mean())
+    brain = Image((level * inside).astype(np.float32), GRID_AFFINE)
+    mask = t1w.image.data > 0
+    found = Segmentation(t1w.image, mask, mask * np.uint8(WHITE), mask, mask * np.uint8(WHITE), {})
+    steps: list[dict[str, Any]] = [
+        {"step": "segmentation", "already_stripped": False},
+        {"step": "registration", "matrix": np.eye(4).tolist()},
+        {"step": "intensity", "levels": {"cortex": 300.0, "white_matter": 500.0}},
+    ]
+    native = Native(t1w, t1w.image, t1w.image, found, np.diag([1.1, 1, 1, 1]))
+    quality = {"passed": True, "flags": [], "cnr": 2.5}
+    levels = steps[-1]["levels"]
+    return Prepared(brain, inside, levels, {"brain": 1.0, "csf": None}, quality, steps, {}, native)
+
+
+class Bench:
+    """One scan, its settings and its output folder, with countable stubs of what is heavy."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = root / "study" / STEM / "anat" / f"{STEM}_T1w.nii.gz"
+        self.settings = Settings(root / "study", root / "out", ("participant",))
+        self.out = Derivatives(root / "out", root / "study", TEMPLATE)
+        self.models = {"first": model()}
+        self.preprocessed = 0
+        self.who = Demographics(30.0, "F", None, None)
+        self.failing: Exception | None = None
+        self.write_scan()
+        monkeypatch.setattr(participant, "toolbox", self._toolbox)
+        monkeypatch.setattr(participant, "preprocess", self._preprocess)
+        monkeypatch.setattr(participant.report, "write_figures", self._figures)
+
+    def write_scan(self, seed: int = 1, zooms: tuple[float, ...] = (4, 4, 4)) -> None:
+        data = np.random.default_rng(seed).integers(1, 900, (26, 27, 28)).astype(np.int16)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(data, np.diag([*zooms, 1])), self.path)
+
+    def _toolbox(self, _settings: Settings) -> Toolbox:
+        blank = Image(np.zeros(GRID_SHAPE, np.float32), GRID_AFFINE)
+        template = Template(TEMPLATE, blank, blank.data > 0, "a test", "t" * 64)
+        return Toolbox(nn.Identity(), "s" * 64, template, blank, blank.data > 0, self.models)
+
+    def _preprocess(self, t1w: T1w, _tools: Toolbox, _settings: Settings) -> Prepared:
+        self.preprocessed += 1
+        return prepared(t1w)
+
+    def _figures(self, scan: Scan, *_arrays: Any) -> None:
+        if self.failing:
+            raise self.failing
+        self.out.write_bytes(self.out.figure(scan.participant_id, scan.stem, "template"), b"png")
+
+    @property
+    def scan(self) -> Scan:
+        source = f"bids:raw:{STEM}/anat/{self.path.name}"
+        return Scan(self.path, source, STEM, None, STEM, self.who)
+
+    def process(self, **changes: Any) -> str:
+        settings = dataclasses.replace(self.settings, **changes)
+        return participant.process(self.scan, settings, self.out)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return json.loads(self.out.record(self.scan).read_text())
+
+    @property
+    def images(self) -> dict[str, Path]:
+        return participant._images(self.scan, self.settings, self.out)
+
+    def files(self) -> dict[str, tuple[int, bytes]]:
+        """Time and content of every file of the output folder."""
+        return {
+            path.relative_to(self.out.root).as_posix(): (
+                path.stat().st_mtime_ns,
+                path.read_bytes(),
+            )
+            for path in self.out.root.rglob("*")
+            if path.is_file()
+        }
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def complete(bench: Bench) -> Bench:
+    """A bench whose scan has been processed."""
+    assert bench.process() == "done"
+    assert bench.preprocessed == 1
+    return bench
+
+
+# --- what is written ---
+
+
+def test_images_with_sidecars_and_the_record(complete: Bench) -> None:
+    space = f"{STEM}_space-{TEMPLATE}_res-2"
+    expected = {
+        f"{STEM}/figures/{STEM}_desc-template_T1w.png",
+        f"{STEM}/anat/{STEM}_brainage.json",
+        *(f"{STEM}/anat/{STEM}_from-{a}_to-{b}_mode-image_xfm{end}"
+          for a, b in (("T1w", TEMPLATE), (TEMPLATE, "T1w")) for end in (".txt", ".json")),
+        *(f"{STEM}/anat/{name}{end}"
+          for name in (f"{STEM}_desc-brain_mask", f"{STEM}_dseg", f"{space}_desc-preproc_T1w",
+                       f"{space}_desc-brain_mask") for end in (".nii.gz", ".json")),
+    }  # fmt: skip
+    assert set(complete.files()) == expected
+    mask = nib.load(complete.images["mask"])
+    scan = nib.load(complete.path)
+    assert mask.shape == scan.shape and np.allclose(mask.affine, scan.affine)
+    template_mask = np.asarray(nib.load(complete.images["template_mask"]).dataobj)
+    assert template_mask.shape == GRID_SHAPE and template_mask.sum() == 30 * 40 * 30
+    sidecar = json.loads(
+        complete.out.preproc(complete.scan).with_suffix("").with_suffix(".json").read_text()
+    )
+    assert sidecar["Sources"][0] == complete.scan.source
+    assert [step["step"] for step in sidecar["Steps"]] == [
+        "segmentation",
+        "registration",
+        "intensity",
+    ]
+
+
+def test_the_record_says_everything(complete: Bench) -> None:
+    record = complete.record
+    assert list(record) == [
+        "participant_id", "session_id", "source", "age", "sex", "site", "group", "predictions",
+        "quality", "volumes_ml", "steps", "software", "seconds", "fingerprint",
+    ]  # fmt: skip
+    assert (record["age"], record["sex"], record["session_id"]) == (30, "F", None)
+    assert record["volumes_ml"] == {"brain": 1.0, "csf": None}
+    assert record["quality"]["passed"] is True
+    assert set(record["seconds"]) == {"figures", "first"}
+    prediction = record["predictions"]["first"]
+    level = nib.load(complete.path).get_fdata().mean()
+    age = 20 + 100 * min(level / 500, 1.5) * (30 * 40 * 30) / np.prod(GRID_SHAPE)
+    assert prediction == {
+        "predicted_age": pytest.approx(age, abs=1e-3),
+        "standard_deviation": 4.0,
+        "interval": [pytest.approx(age - 6, abs=1e-3), pytest.approx(age + 7, abs=1e-3)],
+        "coverage": 0.9,
+        "within_training_ages": True,
+        "sex_assumed": False,
+        "weights_sha256": "a" * 64,
+        "license": "CC0-1.0",
+        "brain_age_gap": pytest.approx(age - 30, abs=1e-3),
+    }
+    ensemble = record["predictions"]["ensemble"]
+    assert ensemble == {key: prediction[key] for key in ensemble}  # one model alone
+
+
+def test_without_models_there_are_no_predictions(bench: Bench) -> None:
+    bench.models = {}
+    assert bench.process() == "done"
+    assert bench.record["predictions"] == {}
+
+
+def test_unknown_age_and_sex(bench: Bench) -> None:
+    bench.who = Demographics(None, None, None, None)
+    bench.models = {
+        "plain": model("plain"),
+        "sexed": model("sexed", effect=0.02, contract_needs_sex=True),
+    }
+    bench.process()
+    plain, sexed, both = (bench.record["predictions"][n] for n in ("plain", "sexed", "ensemble"))
+    assert plain["brain_age_gap"] is sexed["brain_age_gap"] is both["brain_age_gap"] is None
+    assert (plain["sex_assumed"], sexed["sex_assumed"], both["sex_assumed"]) == (False, True, True)
+    assert sexed["predicted_age"] == pytest.approx(plain["predicted_age"] + 1, abs=1e-3)
+    bench.who = Demographics(None, "F", None, None)
+    bench.process()
+    sexed = bench.record["predictions"]["sexed"]
+    assert sexed["sex_assumed"] is False
+    assert sexed["predicted_age"] == pytest.approx(plain["predicted_age"] + 2, abs=1e-3)
+
+
+# --- what is kept ---
+
+
+def test_what_is_complete_is_not_touched(complete: Bench) -> None:
+    before = complete.files()
+    assert complete.process() == "skipped"
+    assert complete.preprocessed == 1
+    assert complete.files() == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"nprocs": 7}, {"verbose": 1}, {"stop_on_first_crash": True}, {"low_mem": True},
+     {"participant_label": ("01",)}],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_change_no_result_do_not_count(
+    changes: dict[str, Any], complete: Bench
+) -> None:
+    assert complete.process(**changes) == "skipped"
+
+
+@pytest.mark.parametrize("changes", [{"skull_strip_t1w": "force"}, {"random_seed": 2}], ids=str)
+def test_settings_of_the_preprocessing_count(changes: dict[str, Any], complete: Bench) -> None:
+    assert complete.process(**changes) == "done"
+    assert complete.preprocessed == 2
+    assert complete.process(**changes) == "skipped"
+
+
+def test_another_scan_under_the_same_name_counts(complete: Bench) -> None:
+    complete.write_scan(seed=2)
+    before = complete.record["predictions"]
+    assert complete.process() == "done"
+    assert complete.preprocessed == 2
+    assert complete.record["predictions"] != before
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        {"first": model(weights_sha256="b" * 64)},
+        {"first": model(output=Output(offset=10))},
+        {"first": model(uncertainty=Uncertainty(5, (-8, 9)))},
+        {"second": model("second")},
+        {"first": model(), "second": model("second", contract_intensity="tissue")},
+        {},
+    ],
+    ids=["weights", "output", "interval", "another", "one more", "none"],
+)
+def test_other_models_need_only_predictions(models: dict[str, Any], complete: Bench) -> None:
+    before, old = complete.files(), complete.record
+    complete.models = models
+    assert complete.process() == "done"
+    assert complete.preprocessed == 1
+    changed = {name for name, state in complete.files().items() if before[name] != state}
+    assert changed == {f"{STEM}/anat/{STEM}_brainage.json"}
+    new = complete.record
+    assert new["predictions"] != old["predictions"]
+    for key in ("quality", "volumes_ml", "steps", "source"):
+        assert new[key] == old[key]
+    # and the same as from the beginning
+    complete.out.record(complete.scan).unlink()
+    complete.process()
+    assert complete.preprocessed == 2
+    assert complete.record["predictions"] == new["predictions"]
+    assert complete.process() == "skipped"
+
+
+def test_another_age_needs_only_predictions(complete: Bench) -> None:
+    complete.who = Demographics(50.0, "F", None, None)
+    assert complete.process() == "done"
+    assert complete.preprocessed == 1
+    assert complete.record["age"] == 50
+    prediction = complete.record["predictions"]["first"]
+    assert prediction["brain_age_gap"] == pytest.approx(prediction["predicted_age"] - 50)
+
+
+@pytest.mark.parametrize(
+    "name", ["mask", "dseg", "forward", "inverse", "preproc", "template_mask"]
+)
+def test_a_missing_image_is_made_again(name: str, complete: Bench) -> None:
+    content = complete.images[name].read_bytes()
+    complete.images[name].unlink()
+    assert complete.process() == "done"
+    assert complete.preprocessed == 2
+    assert complete.images[name].read_bytes() == content
+
+
+def rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[str], str]:
+    return lambda text: json.dumps(change(json.loads(text)))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "null",
+        lambda text: "[]",
+        lambda text: "{}",
+        rewritten(lambda record: {**record, "fingerprint": None}),
+        rewritten(lambda record: {**record, "fingerprint": "abc"}),
+        rewritten(lambda record: {**record, "fingerprint": {}}),
+    ],
+    ids=["empty", "half", "null", "list", "no keys", "no print", "text", "empty print"],
+)
+def test_a_damaged_record_is_made_again(damage: Callable[[str], str], complete: Bench) -> None:
+    path, before = complete.out.record(complete.scan), complete.record
+    path.write_text(damage(path.read_text()))
+    assert complete.process() == "done"
+    assert complete.preprocessed == 2
+    assert complete.record["predictions"] == before["predictions"]
+
+
+def test_a_record_does_not_vouch_for_images_of_other_settings(complete: Bench) -> None:
+    """Ended between the images of one run and its record, with another run's record there."""
+    complete.failing = RuntimeError("the power was cut")
+    with pytest.raises(RuntimeError):
+        complete.process(skull_strip_t1w="force")
+    complete.failing = None
+    assert not complete.out.record(complete.scan).exists()
+    assert complete.process() == "done"
+    assert complete.preprocessed == 3
+
+
+def test_a_scan_that_fails_leaves_what_was_there(complete: Bench) -> None:
+    before = complete.files()
+    complete.path.write_bytes(complete.path.read_bytes()[:900])
+    with pytest.raises(ScanError):
+        complete.process()
+    assert complete.files() == before
+
+
+# --- faults ---
+
+
+def test_a_fault_names_the_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_brain(*_arguments: Any) -> None:
+        raise ScanError("no brain was found in it; check it.")
+
+    monkeypatch.setattr(participant, "preprocess", no_brain)
+    with pytest.raises(ScanError) as caught:
+        bench.process()
+    assert str(caught.value) == f"{bench.path}: no brain was found in it; check it."
+    bench.path.write_bytes(b"")
+    with pytest.raises(ScanError) as caught:
+        bench.process()
+    assert str(caught.value).count(str(bench.path)) == 1
+
+
+def test_a_fault_of_a_model_names_the_file_too(bench: Bench) -> None:
+    bench.models = {"first": model(output=Output(offset=float("nan")))}
+    with pytest.raises(ScanError, match="gave no finite age") as caught:
+        bench.process()
+    assert str(caught.value).startswith(f"{bench.path}: ")
+    bench.models = {"first": model(contract_intensity="unheard")}
+    with pytest.raises(ScanError, match="no intensity rule 'unheard'"):
+        bench.process()
+
+
+def test_thick_slices_are_warned_of(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.write_scan(zooms=(4, 4, 6))
+    with caplog.at_level(logging.WARNING):
+        assert bench.process() == "done"
+    assert str(bench.path) in caplog.text and "slices of 6.0 mm" in caplog.text
+
+
+# --- images for models ---
+
+
+OTHER_GRID = ((20, 24, 20), ((8, 0, 0, -80), (0, 8, 0, -96), (0, 0, 8, -80), (0, 0, 0, 1)))
+
+
+def test_a_model_of_another_grid_gets_its_own_image(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the scan itself in one resampling; models of one template share a transform."""
+    registered = []
+
+    def register(brain: Image, template: Any, degrees: int, *_more: Any) -> tuple:
+        registered.append((template.name, degrees))
+        return np.eye(4), {}
+
+    monkeypatch.setattr(registration, "register", register)
+    monkeypatch.setattr(
+        "bidsapp.preprocessing.templates.load_template", lambda name: SimpleNamespace(name=name)
+    )
+    shape, affine = OTHER_GRID
+    other = {"contract_shape": shape, "contract_affine": affine, "contract_template": "Other"}
+    bench.models = {
+        "first": model(),
+        "second": model("second", **other),
+        "third": model("third", **other, contract_intensity="tissue"),
+        "rigid": model("rigid", **other, contract_degrees_of_freedom=6),
+    }
+    assert bench.process() == "done"
+    assert registered == [("Other", 12), ("Other", 6)]
+    assert set(bench.record["predictions"]) == {*bench.models, "ensemble"}
+    # the written image does not serve such models, so that a change needs the scan again
+    bench.models["second"] = model("second", **other, weights_sha256="b" * 64)
+    assert bench.process() == "done"
+    assert bench.preprocessed == 2
+
+
+def test_the_image_of_another_grid_lies_where_the_scan_lies(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "register", lambda *_: (np.eye(4), {}))
+    shape, affine = OTHER_GRID
+    contract = model(contract_shape=shape, contract_affine=affine).card.contract
+    data = np.zeros((80, 80, 80), np.float32)
+    data[50:60, 20:30, 40:50] = 250
+    image = Image(data, np.array([[2.0, 0, 0, -80], [0, 2, 0, -80], [0, 0, 2, -80], [0, 0, 0, 1]]))
+    mask = np.ones(data.shape, bool)
+    mask[:, :, 45:] = False
+    found = prepared(T1w(image, data.shape, image.affine, 1, "", ()))
+    segmented = dataclasses.replace(found.native.segmentation, mask=mask)
+    found.native = dataclasses.replace(found.native, segmentation=segmented)
+    seen = participant.model_image(found, contract, bench._toolbox(bench.settings))
+    assert seen.shape == shape and seen.min() == 0
+    (x, y, z) = (np.array(affine) @ [*np.unravel_index(seen.argmax(), shape), 1])[:3]
+    np.testing.assert_allclose((x, y), (29, -31), atol=8)
+    assert z < 10  # what lies above is outside the mask
+    assert seen.max() == pytest.approx(0.5, abs=0.15)  # white matter is 500 in it
+
+
+# --- the chain itself ---
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # correlation with an empty template
+def test_the_steps_in_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A head at 4 mm of which the stubs find a box; nothing outside it is left."""
+    shape = (46, 55, 46)
+    scan = Image(np.full(shape, 50, np.float32), GRID_AFFINE @ np.diag([2.0, 2, 2, 1]))
+    box = np.zeros(shape, bool)
+    box[10:36, 10:45, 10:36] = True
+    found = np.where(box, CORTEX, 0).astype(np.uint8)
+    found[15:30, 15:40, 15:30] = WHITE
+    scan.data[found == CORTEX], scan.data[found == WHITE] = 300, 500
+    calls = []
+
+    def segment(image: Image, _network: Any, strip: str) -> tuple:
+        calls.append(("segment", strip))
+        return Segmentation(image, box, found, box, found, {"brain": 1.0}), {
+            "step": "segmentation"
+        }
+
+    def correct(image: Image, _found: Any) -> tuple:
+        calls.append(("correct",))
+        return (
+            image.with_data(image.data * 2),
+            image.with_data(image.data * 2),
+            {"step": "bias_field"},
+        )
+
+    def register(brain: Image, _template: Any, degrees: int, seed: int, *_more: Any) -> tuple:
+        calls.append(("register", degrees, seed))
+        assert not brain.data[~box].any() and brain.data[box].min() == 600
+        return np.eye(4), {"step": "registration", "matrix": np.eye(4).tolist()}
+
+    monkeypatch.setattr(segmentation, "segment", segment)
+    monkeypatch.setattr(bias_field, "correct_bias_field", correct)
+    monkeypatch.setattr(registration, "register", register)
+    blank = Image(np.zeros(GRID_SHAPE, np.float32), GRID_AFFINE)
+    template = Template(TEMPLATE, blank, blank.data > 0, "a test", "t" * 64)
+    tools = Toolbox(nn.Identity(), "s" * 64, template, blank, blank.data == 0, {})
+    settings = Settings(tmp_path, tmp_path / "out", ("participant",), random_seed=5)
+    result = participant.preprocess(T1w(scan, shape, scan.affine, 1, "", ()), tools, settings)
+
+    assert calls == [("segment", "auto"), ("correct",), ("register", 12, 5)]
+    steps = ["segmentation", "bias_field", "registration", "resampling", "intensity"]
+    assert [step["step"] for step in result.steps] == steps
+    assert set(result.seconds) == {
+        "segmentation",
+        "bias_field",
+        "registration",
+        "resampling",
+        "quality",
+    }
+    assert result.levels == {"cortex": 600, "white_matter": 1000}
+    assert result.brain.data.shape == GRID_SHAPE and result.brain.data.dtype == np.float32
+    assert not result.brain.data[~result.mask].any() and result.brain.data.min() == 0
+    # the white box, 4 mm voxels 15 ... 29, is 2 mm voxels 31 ... 58
+    np.testing.assert_allclose(result.brain.data[34:56, 34:76, 34:56], 1000, rtol=0.05)
+    assert result.mask[22:70, 22:86, 22:70].all() and not result.mask[:18].any()
+    assert result.quality["brain_volume_ml"] == pytest.approx(box.sum() * 0.064)
+
+
+# --- a run ---
+
+
+@pytest.fixture
+def arguments(tiny_study: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "bids_dir": tiny_study,
+        "output_dir": tmp_path / "out",
+        "analysis_level": ("participant",),
+    }
+
+
+def finished(status: str) -> Callable[..., list[Outcome]]:
+    """A stand-in of `run_scans` in which every scan ends alike, the first one well."""
+
+    def run_scans(scans: tuple[Scan, ...], _work: Any, *, crash: Any, **_keywords: Any) -> list:
+        states = ["done", *[status] * (len(scans) - 1)]
+        for scan, state in zip(scans, states):
+            if state == "failed":
+                crash(scan, "what happened")
+        return [
+            Outcome(scan, state, f"{scan.path}: bad.", 1.0) for scan, state in zip(scans, states)
+        ]
+
+    return run_scans
+
+
+def run(arguments: dict[str, Any], **changes: Any) -> int:
+    return participant.run(Settings(**arguments, **changes))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "line"),
+    [
+        ("done", 0, "4 computed, 0 complete before, 0 failed"),
+        ("skipped", 0, "1 computed, 3 complete before, 0 failed"),
+        ("failed", 1, "1 computed, 0 complete before, 3 failed"),
+    ],
+)
+def test_a_run_ends_with_its_sum(
+    status: str, code: int, line: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(participant, "run_scans", finished(status))
+    assert run(arguments) == code
+    assert line in caplog.text
+    out = arguments["output_dir"]
+    (folder,) = (path for path in (out / "logs").iterdir() if path.is_dir())
+    assert line in (folder / "log.txt").read_text()
+    assert Settings.from_toml((folder / "settings.toml").read_text()) == Settings(**arguments)
+    crashes = sorted(path.name for path in folder.glob("crash-*.txt"))
+    assert len(crashes) == (3 if status == "failed" else 0)
+    for name in crashes:
+        assert f"{name[6:-4]} failed: " in caplog.text and name in caplog.text
+    assert (out / "dataset_description.json").exists() and (out / "dseg.tsv").exists()
+
+
+def test_dry_run_lists_and_writes_nothing(
+    arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments, dry_run=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("sub-01: ") and lines[0].endswith("sub-01_brainage.json")
+    assert not arguments["output_dir"].exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": ("nosuch",)}, "no model 'nosuch'; known are .*sfcn"),
+        (
+            {"models": ("sfcn",)},
+            "--models sfcn: its weights are not part .* --model-file sfcn=PATH",
+        ),
+        ({"template": "NoSuchTemplate"}, "template NoSuchTemplate cannot be had"),
+        ({"device": "cuda"}, "--device cuda: no GPU"),
+        ({"participant_label": ("07",)}, "no participant 07.* 01, 02"),
+    ],
+)
+def test_what_is_wrong_for_all_scans_is_said_before_the_first(
+    changes: dict[str, Any], message: str, arguments: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def unknown(name: str) -> None:
+        raise UserError(f"The template {name} cannot be had.")
+
+    monkeypatch.setattr("bidsapp.preprocessing.templates.load_template", unknown)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(participant, "run_scans", lambda *_, **__: pytest.fail("a scan was begun"))
+    with pytest.raises(UserError, match=message) as caught:
+        run(arguments, **changes)
+    assert caught.value.exit_code == 2
+    assert not arguments["output_dir"].exists()
+
+
+def test_no_scan_is_nothing_to_do(arguments: dict[str, Any]) -> None:
+    with pytest.raises(NothingToDo):
+        run(arguments, session_label=("nosuch",))
+
+
+def test_reports_only_processes_nothing(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(participant, "run_scans", lambda *_, **__: pytest.fail("a scan was begun"))
+    out = Derivatives(arguments["output_dir"], arguments["bids_dir"], TEMPLATE)
+    scan = Scan(Path("x"), "bids:raw:sub-01/anat/sub-01_T1w.nii.gz", "sub-01", None, "sub-01",
+                Demographics())  # fmt: skip
+    out.write_json(out.record(scan), {"participant_id": "sub-01", "source": scan.source})
+    assert run(arguments, reports_only=True) == 0
+    assert (arguments["output_dir"] / "sub-01.html").exists()
+    assert not (arguments["output_dir"] / "sub-02.html").exists()

@@ -1,0 +1,59 @@
+"""Several predictions of one scan become one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from models.contract import Prediction
+from models.ensemble import combine
+
+ONE = Prediction(40.0, 4.0, (33.0, 48.0), 0.9, True, False)
+
+
+def other(**changes):
+    return dataclasses.replace(ONE, **changes)
+
+
+def test_one_prediction_stays_as_it_is():
+    assert combine([ONE]) is ONE
+
+
+def test_equals_give_the_same_again():
+    assert combine([ONE, ONE, ONE]) == ONE
+
+
+def test_the_surer_model_counts_more():
+    """Inverse variances: 1/16 and 1/64 weigh 4 to 1."""
+    found = combine([ONE, other(predicted_age=50.0, standard_deviation=8.0, interval=(36, 65))])
+    assert found.predicted_age == pytest.approx(42)
+    assert found.standard_deviation == pytest.approx((4 * 4 + 8) / 5)  # no independence claimed
+    low, high = found.interval
+    assert low == pytest.approx(42 + (4 * -7 - 14) / 5)
+    assert high == pytest.approx(42 + (4 * 8 + 15) / 5)
+    assert found.coverage == 0.9
+
+
+def test_order_does_not_matter():
+    several = [
+        other(predicted_age=a, standard_deviation=s) for a, s in ((30, 3), (44, 5), (61, 9))
+    ]
+    several = [
+        other(**{**vars(p), "interval": (p.predicted_age - 5, p.predicted_age + 6)})
+        for p in several
+    ]
+    first, second = combine(several), combine(several[::-1])
+    np.testing.assert_allclose(
+        (first.predicted_age, first.standard_deviation, *first.interval),
+        (second.predicted_age, second.standard_deviation, *second.interval),
+    )
+    assert 30 < first.predicted_age < 61
+    assert first.interval[0] < first.predicted_age < first.interval[1]
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, False)])
+def test_doubts_of_any_model_are_kept(first, second):
+    found = combine([other(within_training_ages=first, sex_assumed=not first),
+                     other(within_training_ages=second, sex_assumed=not second)])  # fmt: skip
+    assert found.within_training_ages is (first and second)
+    assert found.sex_assumed is (not first or not second)
