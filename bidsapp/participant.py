@@ -203,13 +203,13 @@ def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
         corrected, working, record = bias_field.correct_bias_field(scan, found)
         steps.append(record)
     with _timed("registration", seconds):
-        brain = working.with_data(working.data * found.working_mask)
+        brain = working.with_data(working.data * found.working_brain)
         to_scan, record = registration.register(
             brain, tools.template, DEGREES_OF_FREEDOM, settings.random_seed, settings.work_dir
         )
         steps.append(record)
     with _timed("resampling", seconds):
-        mask = scan.with_data(found.mask.astype(np.float32))
+        mask = scan.with_data(found.brain.astype(np.float32))
         on_grid = resample(corrected, to_scan, GRID_SHAPE, GRID_AFFINE)
         inside = resample(mask, to_scan, GRID_SHAPE, GRID_AFFINE, order=1).data > 0.5
         registered = on_grid.with_data(np.clip(on_grid.data, 0, None) * inside)
@@ -269,7 +269,7 @@ def model_image(
             native.working, load_template(contract.template), contract.degrees_of_freedom, 1
         )
     to_scan, affine = native.transforms[place], np.array(contract.affine)
-    mask = native.corrected.with_data(native.segmentation.mask.astype(np.float32))
+    mask = native.corrected.with_data(native.segmentation.brain.astype(np.float32))
     inside = resample(mask, to_scan, contract.shape, affine, order=1).data > 0.5
     image = resample(native.corrected, to_scan, contract.shape, affine).data.clip(0) * inside
     return intensity.scale(image, prepared.levels, contract.intensity)

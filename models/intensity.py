@@ -33,6 +33,14 @@ def white_matter(image: Array, levels: Mapping[str, float]) -> Array:
     return np.clip(image / levels["white_matter"], 0, HIGHEST).astype(np.float32)
 
 
+def fluid_bright(image: Array, levels: Mapping[str, float]) -> Array:
+    """1.3 less ``tissue``: fluid and everything outside the brain bright, white matter dark.
+
+    Max pooling hands on what is bright; so it hands on the fluid, in which age shows.
+    """
+    return (1.3 - tissue(image, levels)).astype(np.float32)
+
+
 def mean(image: Array, levels: Mapping[str, float]) -> Array:
     """Divided by the mean over FSL's whole 182 x 218 x 182 grid (SFCN; Peng 2021).
 
@@ -44,6 +52,7 @@ def mean(image: Array, levels: Mapping[str, float]) -> Array:
 RULES: dict[str, Callable[[Array, Mapping[str, float]], Array]] = {
     "tissue": tissue,
     "white_matter": white_matter,
+    "fluid_bright": fluid_bright,
     "mean": mean,
 }
 

@@ -209,7 +209,7 @@ def save_weights(
     networks
         At least one; all of one architecture.
     dtype
-        Of floating-point values on disk; float16 where not given.
+        Of the parameters on disk; float16 where not given. Buffers keep theirs.
 
     Returns
     -------
@@ -226,9 +226,10 @@ def save_weights(
 
     tensors = {}
     for index, network in enumerate(networks):
+        running = dict(network.named_buffers())  # statistics are few, and need their digits
         for key, value in network.state_dict().items():
             stored = value.detach().to("cpu", copy=True).contiguous()
-            if stored.is_floating_point():
+            if stored.is_floating_point() and key not in running:
                 stored = stored.to(dtype or torch.float16)
                 if not stored.isfinite().all():
                     raise ModelError(f"The weights '{key}' do not fit {stored.dtype}.")

@@ -15,7 +15,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "registration_correlation": (0.4, np.inf),
     "mask_overlap": (0.9, np.inf),
     "brain_volume_ml": (800, 2000),
-    "affine_determinant": (0.5, 1.9),
+    "affine_determinant": (0.4, 1.9),
     "cnr": (0.7, np.inf),
     "largest_voxel_mm": (0, 4.0),
 }

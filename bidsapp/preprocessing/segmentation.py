@@ -31,6 +31,21 @@ class Segmentation:
     labels: NDArray[np.uint8]
     volumes_ml: dict[str, float | None]
 
+    @property
+    def brain(self) -> NDArray[np.bool_]:
+        """What the models see: the mask less the outer fluid, on the scan's grid.
+
+        Strips differ in how much fluid they leave around the brain; by the width of that rim a
+        model could tell one data set from another.
+        """
+        return ndimage.binary_fill_holes(self.mask & (self.labels != labels.OUTER_CSF))
+
+    @property
+    def working_brain(self) -> NDArray[np.bool_]:
+        """The same on the working grid."""
+        outer = self.working_labels == labels.OUTER_CSF
+        return ndimage.binary_fill_holes(self.working_mask & ~outer)
+
 
 def segment(scan: Image, network: nn.Module, strip: str) -> tuple[Segmentation, dict[str, Any]]:
     """Segment a scan at 2 mm and carry the labels back to its own grid.

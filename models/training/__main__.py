@@ -65,6 +65,13 @@ def _add_regression(parser: argparse.ArgumentParser) -> None:
         default=default.schedule,
         help="of the learning rate (%(default)s)",
     )
+    add(
+        "--readout",
+        choices=["random", "ridge"],
+        default=default.readout,
+        help="how the dense layers start (%(default)s)",
+    )
+    add("--intensity", default=None, metavar="RULE", help="other than the recipe's")
     add("--loss", choices=["smooth_l1", "l1", "mse"], default=default.loss, help="(%(default)s)")
     add(
         "--average",
@@ -171,11 +178,11 @@ def regression_options(chosen: argparse.Namespace) -> Options:
     recipe = RECIPES[chosen.model]
     without = AUGMENTATIONS if "all" in chosen.without else chosen.without
     same = ("folds", "epochs", "batch_size", "learning_rate", "weight_decay", "schedule", "loss",
-            "average", "seed", "threads")  # fmt: skip
+            "average", "seed", "threads", "readout")  # fmt: skip
     return Options(
         architecture=chosen.model,
         network=_parse_network(chosen.network),
-        intensity=recipe.intensity,
+        intensity=chosen.intensity or recipe.intensity,
         needs_sex=recipe.needs_sex,
         augmentation=AugmentationOptions().without(*without),
         device=_device(chosen.device),

@@ -160,6 +160,8 @@ def learning_curve_plot(histories: Mapping[str, Sequence[Epoch]]) -> Figure:
     left, right = figure.subplots(1, 2)
     for name, history in histories.items():
         left.plot([row.epoch for row in history], [row.loss for row in history], label=name)
+        if not history:
+            continue
         known = [(e.epoch, e.held_out_mae) for e in history if e.held_out_mae is not None]
         right.plot(*zip(*known), marker=".", label=name)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")

@@ -70,6 +70,9 @@ class Options:
     schedule
         ``cosine``: a linear rise over a tenth of the steps, then half a cosine down to 0;
         ``constant``: the same rate throughout.
+    readout
+        ``ridge``: the dense layers start from a ridge regression (``models.training.readout``);
+        with no epochs that is all the training there is.
     loss
         Of the standardised age; ``smooth_l1`` is quadratic below a fifth of its deviation.
     average
@@ -92,6 +95,7 @@ class Options:
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
+    readout: Literal["random", "ridge"] = "random"
     loss: Literal["smooth_l1", "l1", "mse"] = "smooth_l1"
     average: float = 0.99
     clip: float = 1.0

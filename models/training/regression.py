@@ -30,6 +30,8 @@ from models.training.augmentation import augment
 from models.training.data import TrainingScan, TrainingSet
 from models.training.options import Options
 from models.training.precision import autocast
+from models.training.readout import fit_readout
+from models.wssa.network import WSSA
 
 Progress = Callable[[str], None]
 WARM_UP = 0.1
@@ -105,6 +107,9 @@ def train_fold(
     state = _start(options)
     key = checkpoint_key(data, held_out, options)
     _resume(state, folder / f"{name}.pt", key)
+    if options.readout == "ridge" and not state.history:
+        _start_from_ridge(state, training, output)
+        _save(state, folder / f"{name}.pt", key)
     done = len(state.history)
     for epoch in range(done, options.epochs):
         began = time.monotonic()
@@ -140,6 +145,14 @@ def _start(options: Options) -> State:
         network.parameters(), options.learning_rate, weight_decay=options.weight_decay, fused=True
     )
     return State(network, average, optimizer)
+
+
+def _start_from_ridge(state: State, training: Sequence[TrainingScan], output: Output) -> None:
+    ages = torch.tensor([scan.age for scan in training])
+    assert isinstance(state.network, WSSA)
+    images = [scan.image for scan in training]
+    fit_readout(state.network, images, (ages - output.offset) / output.scale)
+    state.average.load_state_dict(state.network.state_dict())
 
 
 def _train_epoch(
@@ -258,12 +271,11 @@ def predict_ages(
 
 
 def as_shipped(network: nn.Module) -> nn.Module:
-    """A copy whose weights are rounded to float16, as the weight file holds them."""
+    """A copy whose parameters are rounded to float16, as the weight file holds them."""
     shipped = copy.deepcopy(network).eval()
     with torch.no_grad():
-        for value in (*shipped.parameters(), *shipped.buffers()):
-            if value.is_floating_point():
-                value.copy_(value.half())
+        for value in shipped.parameters():
+            value.copy_(value.half())
     return shipped
 
 
@@ -279,7 +291,7 @@ def load_member(
     """
     state = _start(options)
     _resume(state, folder / f"{name}.pt", checkpoint_key(data, held_out, options))
-    if len(state.history) < options.epochs:
+    if len(state.history) < options.epochs or not (folder / f"{name}.pt").exists():
         return None
     return state.average.eval(), state.history
 

@@ -32,6 +32,36 @@ class SpatialAttention(nn.Module):
         return x * torch.sigmoid(self.conv(torch.cat([strongest, mean], 1)))
 
 
+class Standardise(nn.Module):
+    """Take the mean over people from every feature, and divide by its deviation; no parameters.
+
+    Aligned brains are so alike that their features differ by a hundredth of what they share, and
+    training hardly leaves the mean age. Running figures serve in training as well as in use, so
+    that nothing depends on who else is in a batch.
+    """
+
+    def __init__(self, features: int, momentum: float = 0.05) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.mean: Tensor
+        self.variance: Tensor
+        self.seen: Tensor
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, features) -> the same."""
+        x = x.float()
+        if self.training:
+            with torch.no_grad():
+                self.seen += 1
+                share = torch.clamp(1 / self.seen, min=self.momentum)
+                self.mean.lerp_(x.mean(0), share)
+                self.variance.lerp_((x - self.mean).square().mean(0), share)
+        return (x - self.mean) / (self.variance + 1e-4 * self.variance.mean() + 1e-12).sqrt()
+
+
 class WSSA(nn.Module):
     """3D CNN whose layers share one spatial attention module.
 
@@ -49,6 +79,10 @@ class WSSA(nn.Module):
     attention_after_pooling
         False: conv, attention, ReLU, pooling. True: conv, ReLU, pooling, attention, which the
         paper's text also says, at a third of the time.
+    standardise
+        Whether the features that the dense layers take are standardised (``Standardise``).
+    mirror
+        In use, predict from the image and from its mirror image, and average.
     dropout_conv, dropout_dense
         Rates after the last convolution and after the first dense layer.
     """
@@ -62,9 +96,12 @@ class WSSA(nn.Module):
         attention_after_pooling: bool = False,
         dropout_conv: float = 0.2,
         dropout_dense: float = 0.2,
+        standardise: bool = False,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         self.attention_after_pooling = attention_after_pooling
+        self.mirror = mirror
         self.convs = nn.ModuleList(
             _started(nn.Conv3d(wide_in, wide_out, kernel_size=2, padding=1), gain=2)
             for wide_in, wide_out in zip((1, *channels), channels, strict=False)
@@ -76,6 +113,7 @@ class WSSA(nn.Module):
             _started(nn.Linear(wide_in, wide_out), gain=2**0.5)
             for wide_in, wide_out in zip((channels[-1], *dense), (*dense, 1), strict=True)
         )
+        self.standardise = Standardise(channels[-1]) if standardise else nn.Identity()
         self.dropout_conv = nn.Dropout(dropout_conv)
         self.dropout_dense = nn.Dropout(dropout_dense)
 
@@ -109,7 +147,17 @@ class WSSA(nn.Module):
             last = functional.relu(functional.max_pool3d(last, 2))
         if last.shape[2:].numel() != 1:
             raise ValueError("WSSA takes images of at most 128 voxels along an axis")
-        x = self.dropout_conv(last.flatten(1))
+        return self._dense(last.flatten(1))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the dense layers take, (N, 1024), before it is standardised."""
+        last = self.attended(x)[-1]
+        if not self.attention_after_pooling:
+            last = functional.relu(functional.max_pool3d(last, 2))
+        return last.flatten(1)
+
+    def _dense(self, features: Tensor) -> Tensor:
+        x = self.dropout_conv(self.standardise(features))
         x = self.dropout_dense(functional.relu(self.dense[0](x)))
         for layer in self.dense[1:-1]:
             x = functional.relu(layer(x))
@@ -117,7 +165,10 @@ class WSSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, X, Y, Z) -> (N,), age in the units of the card's output."""
-        return self.regress(self.attended(x)[-1])
+        found = self.regress(self.attended(x)[-1])
+        if self.mirror and not self.training:
+            found = (found + self.regress(self.attended(x.flip(2))[-1])) / 2
+        return found
 
 
 def _started(layer: nn.Conv3d | nn.Linear, gain: float) -> nn.Module:
