@@ -21,7 +21,9 @@ def test_the_unit_of_the_scan_does_not_matter(rule):
 def test_shape_type_and_background(rule):
     found = scale(IMAGE, LEVELS, rule)
     assert found.shape == IMAGE.shape and found.dtype == np.float32
-    assert found[0, 0, 0] == 0 and (np.diff(found[0, 0, :6]) > 0).all()
+    dark, rises = (1.3, -1) if rule == "fluid_bright" else (0, 1)
+    assert found[0, 0, 0] == np.float32(dark)
+    assert (rises * np.diff(found[0, 0, :6]) > 0).all()
 
 
 def test_tissue_puts_both_tissues_at_their_levels():
@@ -64,7 +66,7 @@ def test_mean_is_that_of_the_whole_grid_of_which_the_network_sees_a_crop():
 
 
 def test_an_unknown_rule_is_named_with_those_that_exist():
-    with pytest.raises(ModelError, match="'zscore'.*tissue, white_matter, mean"):
+    with pytest.raises(ModelError, match="'zscore'.*tissue, white_matter, fluid_bright, mean"):
         scale(IMAGE, LEVELS, "zscore")
 
 

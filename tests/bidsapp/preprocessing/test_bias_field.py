@@ -113,10 +113,27 @@ def test_the_field_is_carried_to_a_finer_scan_and_bounded(n4: dict[str, Any]) ->
     assert scan.data.shape == fine.data.shape and scan.affine is fine.affine
     with np.errstate(invalid="ignore", divide="ignore"):
         full, coarse = fine.data / scan.data, working.data / corrected.data
-    # 1 and 50 over their mean, which is about 25, the lower one held at 0.1
-    assert np.nanmin(coarse) == pytest.approx(0.1) and np.nanmax(coarse) == pytest.approx(
+    # 1 and 50 over their mean, which is about 25, the lower one held at 0.4
+    assert np.nanmin(coarse) == pytest.approx(0.4) and np.nanmax(coarse) == pytest.approx(
         1.96, abs=0.1
     )
     inside = np.isfinite(full)
-    np.testing.assert_allclose(full[: SIDE - 2][inside[: SIDE - 2]], 0.1, rtol=1e-3)
+    np.testing.assert_allclose(full[: SIDE - 2][inside[: SIDE - 2]], 0.4, rtol=1e-3)
     np.testing.assert_allclose(full[SIDE + 2 :][inside[SIDE + 2 :]], np.nanmax(coarse), rtol=1e-3)
+
+
+def test_a_fit_that_runs_away_is_repeated_on_a_finer_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def stub(image: ants.ANTsImage, shrink_factor: int, **_keywords: Any) -> ants.ANTsImage:
+        tried.append(shrink_factor)
+        field = np.ones(image.shape, np.float32)
+        if shrink_factor == 3:
+            field[SIDE // 2] = 0.01
+        return ants.from_numpy(field, spacing=image.spacing)
+
+    monkeypatch.setattr(bias_field.ants, "n4_bias_field_correction", stub)
+    flat = head()
+    scan, _, record = correct_bias_field(flat, segmentation(flat))
+    assert tried == [3, 2] and record["parameters"]["shrink_factor"] == 2
+    np.testing.assert_array_equal(scan.data, flat.data)

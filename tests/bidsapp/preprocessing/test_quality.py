@@ -83,7 +83,7 @@ UNKNOWN = Segmentation(FLAT, ball(33), NOTHING, ball(33), NOTHING, {})
         ({"registered": FLAT}, ["registration_correlation"]),
         ({"registered_mask": np.roll(ball(33), 20, 0)}, ["mask_overlap"]),
         ({"registered_mask": EMPTY}, ["registration_correlation", "mask_overlap"]),
-        ({"to_scan": scaled(0.75)}, ["affine_determinant"]),
+        ({"to_scan": scaled(0.7)}, ["affine_determinant"]),
         ({"to_scan": scaled(1.3)}, ["affine_determinant"]),
         ({"to_scan": np.diag([-1.0, 1, 1, 1])}, ["affine_determinant"]),
         ({"corrected": FLAT}, ["cnr"]),
