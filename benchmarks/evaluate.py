@@ -256,25 +256,26 @@ def segmentation(material: Material) -> tuple[str, str]:
     """Dice of the segmentation network out of fold, as its card says."""
     path = registry.FOLDER / registry.SEGMENTATION / registry.CARD
     card = tomllib.loads(path.read_text(encoding="utf-8"))
+    figures = card.get("figures", {})
     names = {structure.abbreviation: structure.name for structure in STRUCTURES}
-    figures = _flat(card.get("figures", {}))
-    rows = [[names.get(name, name.replace("_", " ")), f"{value:.3f}"]
-            for name, value in figures.items() if isinstance(value, float)]  # fmt: skip
-    notes = [f"{value}" for value in figures.values() if isinstance(value, str)]
-    about = " ".join([
-        "From the card of the network: mean Dice with the reference maps at 2 mm, over people "
-        "that the network of their fold has not seen.", *notes,
-    ])  # fmt: skip
-    return about, table(["structure", "Dice"], rows) if rows else "The card holds no figures yet."
+    rows = [
+        [names.get(key, key.replace("_", " ")), f"{of['mean']:.3f}", f"{of['percentile_5']:.3f}"]
+        for key, of in figures.get("dice", {}).items()
+    ]
+    about = (
+        "From the card of the network: Dice with the reference maps at 2 mm, over "
+        f"{figures.get('held_out_heads', 0)} heads that it has not seen."
+    )
+    header = ["structure", "mean Dice", "5 % of heads below"]
+    return about, table(header, rows) if rows else "The card holds no figures yet."
 
 
 def volumes(material: Material) -> tuple[str, str]:
     """Volumes in the records against those of the reference maps."""
     about = (
         "ml, mean over scans, and Pearson's r over scans, against the MUSE maps of the same "
-        "scans. The network in use was trained on these maps: this shows that volumes arrive in "
-        "the records as they should, not how well unseen heads are segmented, which the table "
-        "above shows."
+        "scans. The network in use has seen half of these maps: this shows that volumes arrive in "
+        "the records as they should; how well unseen heads are segmented, the table above shows."
     )
     rows = []
     for each in material.results:
