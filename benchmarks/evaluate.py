@@ -385,14 +385,6 @@ def _groups(ages: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
     return dict(list(ages.groupby(["dataset", "model", "kind"], sort=False)))
 
 
-def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables of a card as one."""
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
-    return flat
-
-
 def _volumes(results: Results, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Volumes of the app and of the maps, (scans, structures), ml."""
     found, truth = [], []

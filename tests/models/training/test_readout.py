@@ -1,0 +1,68 @@
+"""The closed-form start of WSSA's dense layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from models.training.readout import PENALTY, fit_readout
+from models.wssa.network import WSSA
+
+PEOPLE = 12
+
+
+@pytest.fixture(scope="module")
+def images() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(9, 11, 9, generator=generator) for _ in range(PEOPLE)]
+
+
+@pytest.fixture(scope="module")
+def fitted(images: list[torch.Tensor]) -> tuple[WSSA, torch.Tensor]:
+    torch.manual_seed(1)
+    network = WSSA(attention_after_pooling=True, standardise=True, mirror=True)
+    targets = torch.linspace(-1.5, 1.5, PEOPLE)
+    fit_readout(network, images, targets)
+    return network.eval(), targets
+
+
+@torch.no_grad()
+def test_the_network_says_what_the_ridge_says(images, fitted) -> None:
+    network, targets = fitted
+    views = [view for image in images for view in (image, image.flip(0))]
+    features = torch.cat([network.features(view[None, None]) for view in views])
+    standard = network.standardise(features).double().numpy()
+    penalty = PENALTY * np.mean((standard**2).sum(1))
+    ages = targets.repeat_interleave(2).double().numpy()
+    ridge = Ridge(alpha=penalty, fit_intercept=False).fit(standard, ages - ages.mean())
+    expected = (standard @ ridge.coef_ + ages.mean()).reshape(PEOPLE, 2).mean(1)
+    found = np.array([float(network(image[None, None])) for image in images])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.corrcoef(found, targets)[0, 1] > 0.5
+
+
+@torch.no_grad()
+def test_an_image_and_its_mirror_image_are_of_one_age(images, fitted) -> None:
+    network, _ = fitted
+    for image in images[:3]:
+        same = network(image.flip(0)[None, None])
+        torch.testing.assert_close(network(image[None, None]), same, atol=1e-6, rtol=0)
+
+
+def test_standardised_features_have_no_mean_and_unit_spread(images, fitted) -> None:
+    network, _ = fitted
+    views = [view for image in images for view in (image, image.flip(0))]
+    with torch.no_grad():
+        features = torch.cat([network.features(view[None, None]) for view in views])
+        standard = network.standardise(features)
+    assert standard.mean(0).abs().max() < 1e-3
+    assert 0.3 < float(standard.std(0).median()) < 1.01
+
+
+def test_no_parameter_is_added() -> None:
+    with_it, without = WSSA(standardise=True, mirror=True), WSSA()
+    assert sum(p.numel() for p in with_it.parameters()) == sum(
+        p.numel() for p in without.parameters()
+    )
