@@ -26,7 +26,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "wssa": Recipe(
-        title="Weight-shared spatial attention 3D CNN (Kancharla & Sinha 2024)",
+        title="WSSA (Kancharla & Sinha 2024)",
         summary="A 3D CNN of 5.4 million parameters whose seven layers share one spatial"
         " attention module; architecture as published, weights trained by this software.",
         citation="Kancharla VK, Sinha N (2024). MRI volume-based robust brain age estimation using"
