@@ -141,27 +141,24 @@ class WSSA(nn.Module):
                 x = functional.relu(functional.max_pool3d(maps[-1], 2))
         return maps
 
-    def regress(self, last: Tensor) -> Tensor:
-        """From the last of ``attended`` to the output, (N,)."""
-        if not self.attention_after_pooling:
-            last = functional.relu(functional.max_pool3d(last, 2))
-        if last.shape[2:].numel() != 1:
-            raise ValueError("WSSA takes images of at most 128 voxels along an axis")
-        return self._dense(last.flatten(1))
-
     def features(self, x: Tensor) -> Tensor:
         """What the dense layers take, (N, 1024), before it is standardised."""
-        last = self.attended(x)[-1]
-        if not self.attention_after_pooling:
-            last = functional.relu(functional.max_pool3d(last, 2))
-        return last.flatten(1)
+        return self._flat(self.attended(x)[-1])
 
-    def _dense(self, features: Tensor) -> Tensor:
-        x = self.dropout_conv(self.standardise(features))
+    def regress(self, last: Tensor) -> Tensor:
+        """From the last of ``attended`` to the output, (N,)."""
+        x = self.dropout_conv(self.standardise(self._flat(last)))
         x = self.dropout_dense(functional.relu(self.dense[0](x)))
         for layer in self.dense[1:-1]:
             x = functional.relu(layer(x))
         return self.dense[-1](x).squeeze(1)
+
+    def _flat(self, last: Tensor) -> Tensor:
+        if not self.attention_after_pooling:
+            last = functional.relu(functional.max_pool3d(last, 2))
+        if last.shape[2:].numel() != 1:
+            raise ValueError("WSSA takes images of at most 128 voxels along an axis")
+        return last.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, X, Y, Z) -> (N,), age in the units of the card's output."""
