@@ -1,7 +1,7 @@
 """Training images for the segmentation network: real heads disturbed, and heads made from labels.
 
-Two images in three are real scans with random contrast curves; the others are painted from label
-maps (Billot 2023, SynthSeg): each label draws its own mean and spread, so that no contrast is ever
+Two images in three are real scans with random contrast curves, many of them on their own grid; the
+others are painted from label maps (Billot 2023, SynthSeg): each label draws its own mean and spread, so that no contrast is ever
 familiar. All then go through the same spoiling: bias field, blur to another resolution, noise,
 cropped necks and vertices, removed faces, stripped skulls.
 """
@@ -22,6 +22,8 @@ from models.segmentation.labels import OUTER_CSF, left_from_muse, structures_fro
 Array = NDArray[np.float32]
 SMALL_BOX = (80, 96, 80)
 """Field of view of three images in four: just the brain; the others show the neck as well."""
+AS_SCANNED = 0.4
+"""Share of images on the grid they were scanned on, half of them not spoilt either."""
 SURROUNDINGS = 6
 """Number of clusters that stand for everything outside the skull's contents."""
 
@@ -75,23 +77,48 @@ class Example:
 def draw_example(head: Head, rng: np.random.Generator) -> Example:
     """One random view of a head, in a box of ``SMALL_BOX`` or ``BOX`` voxels."""
     box, miss = (BOX, 14) if rng.random() < 0.25 else (SMALL_BOX, 6)
-    grid = _random_grid(head, box, miss, rng)
+    # labels that are turned lose their edges to the nearest voxel: two in five images stay as they
+    # were scanned, so that the network learns where a boundary really runs
+    as_scanned = rng.random() < AS_SCANNED
+    grid = _own_grid(head, box, miss, rng) if as_scanned else _random_grid(head, box, miss, rng)
     flip = rng.random() < 0.5
     structure = _sample(head.structure, grid, flip, nearest=True).astype(np.uint8)
     left = _sample(head.left, grid, flip, nearest=True) > 0.5
     if flip:
         left = ~left
-    if rng.random() < 0.65:
+    if as_scanned or rng.random() < 0.5:
         image = random_contrast(np.clip(_sample(head.image, grid, flip, nearest=False), 0, 2), rng)
     else:
         image = paint_labels(_sample(head.paint, grid, flip, nearest=True).astype(np.uint8), rng)
-    image = spoil(image, rng)
+    if not (as_scanned and rng.random() < 0.5):
+        image = spoil(image, rng)
     image, structure = remove_parts(image, structure, rng)
     return Example(
         torch.from_numpy(normalise(image))[None],
         torch.from_numpy(structure.astype(np.int64)),
         torch.from_numpy(left.astype(np.float32)),
     )
+
+
+def _own_grid(
+    head: Head, box: tuple[int, int, int], miss: float, rng: np.random.Generator
+) -> torch.Tensor:
+    """Positions as in :func:`_random_grid` that fall on the head's own voxels."""
+    centre = np.rint(_centre(head) + rng.uniform(-miss, miss, 3))
+    axes = [np.arange(n) - n // 2 + c for n, c in zip(box, centre)]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    return _normalised(torch.from_numpy(points.astype(np.float32)), head)
+
+
+def _centre(head: Head) -> NDArray[np.float64]:
+    """Median voxel of the brain along each axis."""
+    return np.array([np.median(axis) for axis in np.nonzero(head.structure > OUTER_CSF)])
+
+
+def _normalised(points: torch.Tensor, head: Head) -> torch.Tensor:
+    """Voxel positions (X, Y, Z, 3) as ``grid_sample`` wants them: -1 ... 1, in z, y, x order."""
+    size = torch.tensor(head.structure.shape, dtype=torch.float32)
+    return ((2 * points + 1) / size - 1).flip(-1)[None]
 
 
 def _random_grid(
@@ -107,8 +134,7 @@ def _random_grid(
     spread = 25.0 if rng.random() < 0.3 else 8.0
     rotation = Rotation.from_euler("xyz", rng.uniform(-spread, spread, 3), degrees=True)
     matrix = rotation.as_matrix() @ np.diag(1 / rng.uniform(0.87, 1.15, 3))
-    inside = [np.median(axis) for axis in np.nonzero(head.structure > OUTER_CSF)]
-    centre = np.array(inside) + rng.uniform(-miss, miss, 3)
+    centre = _centre(head) + rng.uniform(-miss, miss, 3)
     axes = [np.arange(n) - (n - 1) / 2 for n in box]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1) @ matrix.T + centre
     points = torch.from_numpy(points.astype(np.float32))
@@ -116,9 +142,7 @@ def _random_grid(
         rng.normal(0, rng.uniform(0, 2.0), (1, 3, 7, 8, 7)).astype(np.float32)
     )
     warp = F.interpolate(coarse, size=box, mode="trilinear", align_corners=True)
-    points = points + warp[0].permute(1, 2, 3, 0)
-    size = torch.tensor(head.structure.shape, dtype=torch.float32)
-    return ((2 * points + 1) / size - 1).flip(-1)[None]
+    return _normalised(points + warp[0].permute(1, 2, 3, 0), head)
 
 
 def _sample(volume: NDArray, grid: torch.Tensor, flip: bool, *, nearest: bool) -> Array:
