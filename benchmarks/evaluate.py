@@ -40,7 +40,7 @@ from models.segmentation.labels import (  # noqa: E402
     STRUCTURES,
     structures_from_muse,
 )
-from models.training.data import dataset_name  # noqa: E402
+from models.training.data import dataset_name, load_training_set  # noqa: E402
 from models.training.evaluation import accuracy  # noqa: E402
 
 FEWEST = 3
@@ -108,6 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
                         help="output folder of a data set")  # fmt: skip
     parser.add_argument("--training", action="append", default=[], type=Path, metavar="DIR",
                         help="training folder, with out_of_fold.tsv and card.toml")  # fmt: skip
+    parser.add_argument("--alone", action="append", default=[], type=Path, metavar="DIR",
+                        help="training folder of a model that has seen fewer data sets than the "
+                        "embedded one: how it does on the others")  # fmt: skip
     parser.add_argument("--muse", action="append", default=[], metavar="NAME=DIR",
                         help="label maps to compare the volumes with")  # fmt: skip
     parser.add_argument("--to", type=Path, default=REPOSITORY / "docs" / "evaluation.md")
@@ -135,8 +138,10 @@ def gather(options: argparse.Namespace) -> Material:
     command = ["python benchmarks/evaluate.py --table {}"]
     command += [f"--out {each.name}=results/{each.name}" for each in results]
     command += [f"--training training/{folder.name}" for folder in options.training]
+    command += [f"--alone training/{folder.name}" for folder in options.alone]
     command += [f"--muse {name}=maps/{name}" for name in muse]
-    return Material(results, ages(results, options.training), muse, " ".join(command))
+    found = pd.concat([ages(results, options.training), *carried_over(results, options.alone)])
+    return Material(results, found, muse, " ".join(command))
 
 
 def name_and_folder(item: str) -> tuple[str, Path]:
@@ -158,6 +163,7 @@ def ages(results: list[Results], trainings: list[Path]) -> pd.DataFrame:
         seen[model] = seen.get(model, set()) | set(frame["dataset"])
         frame["dataset"] = frame["dataset"].replace(names)
         frames.append(frame.assign(model=model, kind=OUT_OF_FOLD))
+    frames += ensemble_out_of_fold(frames)
     rows = [
         {"dataset": each.name, "participant_id": record["participant_id"], "age": record["age"],
          "model": model, "predicted_age": found["predicted_age"], "kind": UNSEEN}
@@ -171,6 +177,42 @@ def ages(results: list[Results], trainings: list[Path]) -> pd.DataFrame:
     frames.append(pd.DataFrame(rows, columns=columns))
     found = pd.concat(frames, ignore_index=True)[columns].dropna()
     return found.astype({"age": float, "predicted_age": float})
+
+
+def ensemble_out_of_fold(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The models' predictions out of fold, averaged as ``models.ensemble`` does it."""
+    if len(frames) < 2:
+        return []
+    weights = {name: models.card(name).uncertainty.standard_deviation**-2
+               for name in models.embedded()}  # fmt: skip
+    everything = pd.concat(frames)
+    everything = everything[everything["model"].isin(weights)]
+    everything["weight"] = everything["model"].map(weights)
+    everything["weighted"] = everything["weight"] * everything["predicted_age"]
+    people = everything.groupby(["dataset", "participant_id", "age"], sort=False)
+    sums = people[["weight", "weighted"]].sum()[people.size() == len(frames)].reset_index()
+    return [sums.assign(predicted_age=sums["weighted"] / sums["weight"], model="ensemble",
+                        kind=OUT_OF_FOLD)]  # fmt: skip
+
+
+def carried_over(results: list[Results], trainings: list[Path]) -> list[pd.DataFrame]:
+    """Predictions of models of one or several data sets for people of the others."""
+    frames = []
+    for folder in trainings:
+        card = registry.read_card(folder / registry.CARD)
+        model = models.load(card.name, weights=folder)
+        seen = card.training["datasets"]
+        for each in results:
+            if each.dataset in seen or not any(record["age"] for record in each.records):
+                continue
+            scans = load_training_set([each.folder], card.contract.intensity).scans
+            found = [model.predict(scan.image.float().numpy()).predicted_age for scan in scans]
+            frames.append(pd.DataFrame({
+                "dataset": each.name, "participant_id": [scan.participant_id for scan in scans],
+                "age": [scan.age for scan in scans], "model": card.name, "predicted_age": found,
+                "kind": f"{UNSEEN}; trained on {', '.join(seen)} alone",
+            }))  # fmt: skip
+    return frames
 
 
 def _has_seen(model: str, dataset: str, seen: Mapping[str, set[str]]) -> bool:
@@ -244,7 +286,8 @@ def decades(material: Material) -> tuple[str, str]:
             error = (inside["predicted_age"] - inside["age"]).mean()
             row.append(f"{error:+.1f} ({len(inside)})" if len(inside) else UNKNOWN)
         rows.append(row)
-    header = ["age", *(f"{dataset}, {model}" for dataset, model, _ in groups)]
+    header = ["age", *(f"{dataset}, {model}{kind.removeprefix(OUT_OF_FOLD).removeprefix(UNSEEN)}"
+                       for dataset, model, kind in groups)]  # fmt: skip
     about = (
         "Mean of predicted minus true age in years (number of scans), of the predictions above. "
         "Regression to the mean shows here: the young come out too old, and the old too young."

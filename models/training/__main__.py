@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 import ctypes
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.contract import ModelError
 from models.training.options import AUGMENTATIONS, AugmentationOptions, Options
 from models.training.recipes import RECIPES
 
+if TYPE_CHECKING:
+    from models.prediction import BrainAgeModel
+
 PROGRAM = "python -m models.training"
+LICENSE = "CC-BY-SA-3.0"
+FINE_TUNING_RATE = 1e-5
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,10 +60,35 @@ def _add_regression(parser: argparse.ArgumentParser) -> None:
         " trained side by side",
     )
     add("--finish", action="store_true", help="train nothing; write the model of complete folds")
+    add(
+        "--whole",
+        action="store_true",
+        help="train one more network, on everybody, and let the model be that one instead of the"
+        " folds' networks, which then serve for its figures alone; with --fold, train it alone",
+    )
     add("--fresh", action="store_true", help="start over, and drop what --out holds of a fold")
     add("--epochs", type=int, default=default.epochs, help="(%(default)s)")
     add("--batch-size", type=int, default=default.batch_size, help="scans a step (%(default)s)")
-    add("--learning-rate", type=float, default=default.learning_rate, help="(%(default)s)")
+    add(
+        "--from-weights",
+        metavar="MODEL",
+        help="fine-tune a model: the name of one that is known, or the folder of one of your own;"
+        " its network, intensities, augmentations and licence are kept",
+    )
+    add(
+        "--dora",
+        type=int,
+        default=default.dora,
+        metavar="RANK",
+        help="train low-rank adapters of this rank in the encoder, and merge them; 0: train all of"
+        " it (%(default)s)",
+    )
+    add(
+        "--learning-rate",
+        type=float,
+        default=None,
+        help=f"({default.learning_rate:g}; {FINE_TUNING_RATE:g} with --from-weights)",
+    )
     add("--weight-decay", type=float, default=default.weight_decay, help="(%(default)s)")
     add(
         "--schedule",
@@ -68,8 +99,8 @@ def _add_regression(parser: argparse.ArgumentParser) -> None:
     add(
         "--readout",
         choices=["random", "ridge"],
-        default=default.readout,
-        help="how the dense layers start (%(default)s)",
+        default=None,
+        help=f"how the dense layers start ({default.readout})",
     )
     add("--intensity", default=None, metavar="RULE", help="other than the recipe's")
     add("--loss", choices=["smooth_l1", "l1", "mse"], default=default.loss, help="(%(default)s)")
@@ -98,7 +129,7 @@ def _add_regression(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=default.seed, help="of all random numbers (%(default)s)")
     add("--threads", type=int, default=default.threads, help="(%(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(%(default)s)")
-    add("--license", default="CC-BY-SA-3.0", help="of the weights, SPDX name (%(default)s)")
+    add("--license", default=None, help=f"of the weights, SPDX name ({LICENSE})")
     add("--version", default="0.1.0", help="of the weights (%(default)s)")
 
 
@@ -147,11 +178,13 @@ def _train_segmentation(chosen: argparse.Namespace) -> None:
 def _train_regression(chosen: argparse.Namespace) -> None:
     # Late, so that --help answers at once.
     from models.training.data import load_training_set
-    from models.training.export import export
+    from models.training.export import NOBODY, checkpoint_name, export
+    from models.training.fine_tuning import check_fits
     from models.training.folds import assign_folds
     from models.training.regression import train_fold
 
-    recipe, options = RECIPES[chosen.model], regression_options(chosen)
+    parent = _parent(chosen)
+    recipe, options = RECIPES[chosen.model], regression_options(chosen, parent)
     if chosen.fold is not None and not 0 <= chosen.fold < options.folds:
         raise ModelError(f"--fold must be 0 to {options.folds - 1}.")
     _keep_memory()
@@ -159,35 +192,62 @@ def _train_regression(chosen: argparse.Namespace) -> None:
     data = load_training_set(chosen.data, options.intensity)
     people = [scan.person for scan in data.scans]
     print(f"{len(data.scans)} scans of {len(set(people))} people; {data.skipped} without age.")
+    if parent:
+        check_fits(parent, data)
     strata = [scan.stratum for scan in data.scans]
     folds = assign_folds(people, strata, data.ages.tolist(), options.folds, options.seed)
-    if not chosen.finish:
-        for fold in range(options.folds) if chosen.fold is None else [chosen.fold]:
-            if chosen.fresh:
-                (chosen.out / f"fold{fold}.pt").unlink(missing_ok=True)
-            train_fold(data, folds == fold, f"fold{fold}", options, chosen.out, _say)
+    numbers = list(range(options.folds)) if chosen.fold is None else [chosen.fold]
+    if chosen.whole:
+        numbers = [*([] if chosen.fold is not None else numbers), NOBODY]
+    for fold in [] if chosen.finish else numbers:
+        name = checkpoint_name(fold)
+        if chosen.fresh:
+            (chosen.out / f"{name}.pt").unlink(missing_ok=True)
+        start = parent.networks[fold % len(parent.networks)] if parent else None
+        small = data.pooled(recipe.pooling)
+        train_fold(small, folds == fold, name, options, chosen.out, _say, start)
     if chosen.fold is None:
+        license = parent.card.license if parent else chosen.license or LICENSE
         card = export(data, folds, chosen.model, recipe, options, chosen.out,
-                      chosen.license, chosen.version)  # fmt: skip
+                      license, chosen.version, whole=chosen.whole)  # fmt: skip
         found = card.figures
         print(f"{chosen.out}: MAE {found['mae']:.2f} y, r {found['r']:.3f} out of fold.")
 
 
-def regression_options(chosen: argparse.Namespace) -> Options:
-    """The options of a training run, of what the command line says."""
+def regression_options(chosen: argparse.Namespace, parent: BrainAgeModel | None = None) -> Options:
+    """The options of a training run, of what the command line says and of the model to tune."""
     recipe = RECIPES[chosen.model]
     without = AUGMENTATIONS if "all" in chosen.without else chosen.without
-    same = ("folds", "epochs", "batch_size", "learning_rate", "weight_decay", "schedule", "loss",
-            "average", "seed", "threads", "readout")  # fmt: skip
-    return Options(
+    same = ("folds", "epochs", "batch_size", "weight_decay", "schedule", "loss", "average",
+            "seed", "threads", "dora")  # fmt: skip
+    options = Options(
         architecture=chosen.model,
         network=_parse_network(chosen.network),
         intensity=chosen.intensity or recipe.intensity,
         needs_sex=recipe.needs_sex,
-        augmentation=AugmentationOptions().without(*without),
+        augmentation=AugmentationOptions(),
+        learning_rate=chosen.learning_rate or (FINE_TUNING_RATE if parent else 1e-4),
+        readout=chosen.readout or "random",
         device=_device(chosen.device),
         **{name: getattr(chosen, name) for name in same},
     )
+    if parent:
+        from models.training.fine_tuning import options_of
+
+        options = options_of(parent.card, options)
+    return replace(options, augmentation=options.augmentation.without(*without))
+
+
+def _parent(chosen: argparse.Namespace) -> BrainAgeModel | None:
+    """The model to fine-tune, where one was asked for."""
+    if chosen.from_weights is None:
+        return None
+    for name in ("network", "intensity", "readout", "license"):
+        if getattr(chosen, name):
+            raise ModelError(f"--{name} cannot go with --from-weights: that of the model is kept.")
+    from models.training.fine_tuning import load_parent
+
+    return load_parent(chosen.from_weights, chosen.model)
 
 
 def _parse_network(assignments: list[str]) -> dict[str, Any]:

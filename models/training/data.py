@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.contract import Affine, ModelError
 from models.intensity import scale
@@ -83,10 +84,24 @@ class TrainingSet:
         """Years, one per scan."""
         return np.array([scan.age for scan in self.scans])
 
+    def pooled(self, size: int) -> TrainingSet:
+        """The same scans, averaged over blocks of ``size`` voxels along each axis."""
+        if size == 1:
+            return self
+        scans = [replace(scan, image=_block_means(scan.image, size)) for scan in self.scans]
+        return replace(self, scans=tuple(scans))
+
     def fingerprint(self) -> str:
         """SHA-256 over who is in it, to tell one training set from another."""
         rows = [f"{scan.dataset}\t{scan.name}\t{scan.age:.4f}\n" for scan in self.scans]
         return hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()
+
+
+def _block_means(image: Tensor, size: int) -> Tensor:
+    """(X, Y, Z) -> float16, each side divided by ``size`` and rounded up."""
+    ends = [length for side in image.shape[::-1] for length in (0, -side % size)]
+    padded = functional.pad(image.float()[None, None], ends)
+    return functional.avg_pool3d(padded, size)[0, 0].half()
 
 
 def load_training_set(roots: Sequence[Path], intensity: str) -> TrainingSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,34 @@ from models.training import evaluation
 from models.training.data import TrainingSet
 from models.training.options import AUGMENTATIONS, Options
 from models.training.recipes import Recipe
-from models.training.regression import as_shipped, load_member, output_scale, predict_ages
+from models.training.regression import (
+    Epoch,
+    as_shipped,
+    load_member,
+    output_scale,
+    predict_ages,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import nn
 
 DEGREES_OF_FREEDOM = 12
+NOBODY = -1
+"""The fold that holds nobody out: of the network that is trained on everybody."""
 NOTE = (
     "out of fold: each person is predicted by the one member that has not seen them;"
     " in use the members are averaged"
 )
+NOTE_WHOLE = (
+    "out of fold: each person is predicted by a network that has not seen them; the one in use was"
+    " trained in the same way on everybody"
+)
+
+
+def checkpoint_name(fold: int) -> str:
+    """Name of the checkpoint and the log of a fold."""
+    return "whole" if fold == NOBODY else f"fold{fold}"
 
 
 def export(
@@ -38,6 +56,8 @@ def export(
     folder: Path,
     license: str,
     version: str,
+    *,
+    whole: bool = False,
 ) -> ModelCard:
     """Write the model that the folds make together.
 
@@ -50,6 +70,8 @@ def export(
         The fold that holds each scan out.
     license
         SPDX name of the licence of the weights.
+    whole
+        The model is the network of the fold ``NOBODY``; the others give its figures.
 
     Raises
     ------
@@ -59,17 +81,21 @@ def export(
     predicted, members, histories = np.empty(len(folds)), [], {}
     for fold in range(options.folds):
         held_out = folds == fold
-        member = load_member(data, held_out, f"fold{fold}", options, folder)
-        if member is None:
-            raise ModelError(f"Fold {fold} is not complete in {folder}; train it first.")
-        members.append(as_shipped(member[0]))
-        histories[f"fold {fold}"] = member[1]
+        member, histories[f"fold {fold}"] = _member(data, held_out, fold, options, folder)
+        members.append(member)
         scans = [scan for scan, out in zip(data.scans, held_out) if out]
-        predicted[held_out] = predict_ages(members[-1], scans, output_scale(data), options)
+        output = output_scale(data, options)
+        predicted[held_out] = predict_ages(members[-1], scans, output, options)
+    if whole:
+        members = [_member(data, folds == NOBODY, NOBODY, options, folder)[0]]
     people = [scan.person for scan in data.scans]
     figures = evaluation.accuracy(data.ages, predicted, people, options.seed)
     digest = save_weights(folder / WEIGHTS, members)
     card = _card(data, predicted, figures, digest, name, recipe, options, license, version)
+    if whole:
+        members_are = "one network, trained on everybody"
+        card = replace(card, training=card.training | {"members": members_are},
+                       figures=card.figures | {"kind": NOTE_WHOLE})  # fmt: skip
     (folder / CARD).write_text(card.to_toml(), encoding="utf-8")
     table = evaluation.predictions_table(data, folds, predicted)
     (folder / "out_of_fold.tsv").write_text(table, encoding="utf-8")
@@ -79,6 +105,18 @@ def export(
     _save_plot(plot, folder / "calibration")
     _save_plot(evaluation.learning_curve_plot(histories), folder / "learning_curve")
     return card
+
+
+def _member(
+    data: TrainingSet, held_out: NDArray[np.bool_], fold: int, options: Options, folder: Path
+) -> tuple[nn.Module, list[Epoch]]:
+    """The network of a fold as it is shipped, and its log."""
+    name = checkpoint_name(fold)
+    member = load_member(data, held_out, name, options, folder)
+    if member is None:
+        which = "The network of everybody" if fold == NOBODY else f"Fold {fold}"
+        raise ModelError(f"{which} is not complete in {folder}; train it first.")
+    return as_shipped(member[0]), member[1]
 
 
 def _card(
@@ -101,26 +139,32 @@ def _card(
         skull_stripped=True,
         bias_corrected=True,
         intensity=options.intensity,
-        ages=(float(ages.min()), float(ages.max())),
+        ages=_ages(data, options),
         needs_sex=options.needs_sex,
     )
     return ModelCard(
         name=name,
-        title=recipe.title,
+        title=f"{recipe.title}, fine-tuned" if options.parent else recipe.title,
         version=version,
         summary=recipe.summary,
         license=license,
         citation=recipe.citation,
         contract=contract,
         uncertainty=evaluation.uncertainty(ages, predicted),
-        output=output_scale(data),
+        output=output_scale(data, options),
         weights_sha256=digest,
         architecture=options.architecture,
-        known_failures=_known_failures(data, figures),
+        known_failures=_known_failures(data, figures, options),
         network=options.network,
         training=_training(data, options),
         figures=_figures(data, predicted, figures),
     )
+
+
+def _ages(data: TrainingSet, options: Options) -> tuple[float, float]:
+    """Youngest and oldest person trained on, those of the parent among them."""
+    known = [*data.ages.tolist(), *(options.parent.ages if options.parent else ())]
+    return min(known), max(known)
 
 
 def _figures(
@@ -150,12 +194,15 @@ def _training(data: TrainingSet, options: Options) -> dict[str, Any]:
     for name in ("architecture", "network", "intensity", "needs_sex", "augmentation",
                  "threads", "device", "evaluate_every"):  # fmt: skip
         del chosen[name]
+    if not options.dora:
+        del chosen["dora"]
     used = [name for name in AUGMENTATIONS if getattr(options.augmentation, name)]
     return {
         "datasets": dict(Counter(scan.dataset for scan in data.scans)),
         "scans": len(data.scans),
         "people": len(first),
         "sexes": dict(sorted(Counter(scan.sex or "unknown" for scan in first.values()).items())),
+        "sites": dict(sorted(Counter(scan.site or "unknown" for scan in first.values()).items())),
         "age_mean": round(float(ages.mean()), 2),
         "age_standard_deviation": round(float(ages.std()), 2),
         "people_sha256": data.fingerprint(),
@@ -165,9 +212,19 @@ def _training(data: TrainingSet, options: Options) -> dict[str, Any]:
     }
 
 
-def _known_failures(data: TrainingSet, figures: evaluation.Accuracy) -> tuple[str, ...]:
+def _known_failures(
+    data: TrainingSet, figures: evaluation.Accuracy, options: Options
+) -> tuple[str, ...]:
     names = sorted({scan.dataset for scan in data.scans})
     low, high = data.ages.min(), data.ages.max()
+    if options.parent:
+        failure = (
+            f"Fine-tuned on {figures.people} people of {', '.join(names)}, of {low:.0f} to"
+            f" {high:.0f} years, and good for scans made like theirs alone."
+        )
+        seen = ", ".join(sorted({*names} & {*options.parent.datasets}))
+        flattery = f"Its parent had seen people of {seen}: the figures flatter it."
+        return (failure, flattery) if seen else (failure,)
     return (
         f"Trained on {figures.people} people of {', '.join(names)} alone; on another scanner its"
         " level may be off by years.",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
+from models.contract import Output
+
 
 @dataclass(frozen=True)
 class AugmentationOptions:
@@ -54,6 +56,29 @@ AUGMENTATIONS = tuple(each.name for each in fields(AugmentationOptions))
 
 
 @dataclass(frozen=True)
+class Parent:
+    """The model that fine-tuning starts from; ``weights_sha256`` says which weights exactly.
+
+    Attributes
+    ----------
+    output
+        From what its networks say to years; the fine-tuned ones say the same.
+    ages
+        Youngest and oldest age it was trained on, in years.
+    datasets
+        It was trained on.
+    """
+
+    name: str
+    version: str
+    license: str
+    weights_sha256: str
+    output: Output
+    ages: tuple[float, float]
+    datasets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Options:
     """A regression of age on images.
 
@@ -79,6 +104,11 @@ class Options:
         Decay per step of the running average of the weights, which is what is kept; 0 for none.
     clip
         Largest norm of a step's gradient; 0 for no limit.
+    parent
+        What the networks start from; None for random weights.
+    dora
+        Rank of the adapters that alone train in the encoder (``models.brainrotvit.dora``); 0: all
+        of it trains.
     evaluate_every
         Epochs between two points of the held-out learning curve, which decides nothing.
     threads, device, evaluate_every
@@ -100,6 +130,8 @@ class Options:
     average: float = 0.99
     clip: float = 1.0
     augmentation: AugmentationOptions = AugmentationOptions()
+    parent: Parent | None = None
+    dora: int = 0
     seed: int = 1
     evaluate_every: int = 5
     threads: int = 1

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.brainrotvit.dora import adapt, merge
 from models.contract import ModelError, Output
 from models.prediction import SEX_CODES
 from models.registry import network_builder
@@ -60,12 +61,14 @@ class State:
     history: list[Epoch] = field(default_factory=list)
 
 
-def output_scale(data: TrainingSet) -> Output:
-    """Mean and standard deviation of the ages, in whole years.
+def output_scale(data: TrainingSet, options: Options | None = None) -> Output:
+    """Mean and standard deviation of the ages, in whole years; or the parent's output.
 
     All folds share them, for they belong to one card; rounded, they say nothing of anybody
     who is held out.
     """
+    if options and options.parent:
+        return options.parent.output
     return Output(float(np.round(data.ages.mean())), float(max(1.0, np.round(data.ages.std()))))
 
 
@@ -76,6 +79,7 @@ def train_fold(
     options: Options,
     folder: Path,
     progress: Progress = print,
+    start: nn.Module | None = None,
 ) -> nn.Module:
     """Train on those who are not held out, or go on where a killed run stopped.
 
@@ -88,6 +92,9 @@ def train_fold(
         One per scan.
     name
         Of the checkpoint and the log.
+    start
+        Network of ``options.parent`` to fine-tune. Its level is first moved to that of the people
+        to train on, for a low learning rate would hardly take it there.
 
     Returns
     -------
@@ -102,13 +109,16 @@ def train_fold(
     torch.set_num_threads(options.threads)
     training = [scan for scan, out in zip(data.scans, held_out) if not out]
     tests = [scan for scan, out in zip(data.scans, held_out) if out]
-    output = output_scale(data)
+    output = output_scale(data, options)
     torch.manual_seed(options.seed)
-    state = _start(options)
+    state = _start(options, start)
     key = checkpoint_key(data, held_out, options)
     _resume(state, folder / f"{name}.pt", key)
     if options.readout == "ridge" and not state.history:
         _start_from_ridge(state, training, output)
+        _save(state, folder / f"{name}.pt", key)
+    if start is not None and not state.history:
+        _move_level(state, training, output, options)
         _save(state, folder / f"{name}.pt", key)
     done = len(state.history)
     for epoch in range(done, options.epochs):
@@ -117,13 +127,14 @@ def train_fold(
         if not math.isfinite(loss):
             raise ModelError(f"{name}: the loss is not finite; choose a lower learning rate.")
         row = Epoch(epoch + 1, round(time.monotonic() - began, 1), rate, loss)
-        if (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs:
+        due = (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs
+        if tests and due:
             row = _evaluated(row, state.average, tests, output, options)
         state.history.append(row)
         _save(state, folder / f"{name}.pt", key)
         _write_log(state.history, folder / f"{name}.csv")
         progress(f"{name}: {_describe(state.history[done:], options)}")
-    return state.average.eval()
+    return merge(state.average.eval())
 
 
 def checkpoint_key(data: TrainingSet, held_out: NDArray[np.bool_], options: Options) -> str:
@@ -131,13 +142,20 @@ def checkpoint_key(data: TrainingSet, held_out: NDArray[np.bool_], options: Opti
     chosen = asdict(options)
     for name in ("threads", "device", "evaluate_every"):
         del chosen[name]
+    for name in ("parent", "dora"):  # newer than many a checkpoint
+        if not chosen[name]:
+            del chosen[name]
     people = data.fingerprint()
     return json.dumps([chosen, people, np.flatnonzero(held_out).tolist()], sort_keys=True)
 
 
-def _start(options: Options) -> State:
-    """A network with random weights, and its average beside it."""
+def _start(options: Options, start: nn.Module | None = None) -> State:
+    """A network with random weights, or those of ``start``, and its average beside it."""
     network = network_builder(options.architecture)(options.network)
+    if start is not None:
+        network.load_state_dict(start.state_dict())
+    if options.dora:
+        _adapt_encoder(network, options)
     network = network.to(options.device)
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = copy.deepcopy(network).requires_grad_(False).eval()
@@ -152,6 +170,27 @@ def _start_from_ridge(state: State, training: Sequence[TrainingScan], output: Ou
     assert isinstance(state.network, WSSA)
     images = [scan.image for scan in training]
     fit_readout(state.network, images, (ages - output.offset) / output.scale)
+    state.average.load_state_dict(state.network.state_dict())
+
+
+def _adapt_encoder(network: nn.Module, options: Options) -> None:
+    encoder = getattr(network, "encoder", None)
+    if encoder is None:
+        raise ModelError(f"--dora adapts a transformer; {options.architecture} holds none.")
+    adapt(encoder, options.dora, alpha=2 * options.dora)
+
+
+@torch.no_grad()
+def _move_level(
+    state: State, training: Sequence[TrainingScan], output: Output, options: Options
+) -> None:
+    """Take the mean error of the people to train on out of the last layer's bias."""
+    layers = [layer for layer in state.network.modules() if isinstance(layer, nn.Linear)]
+    if not layers or layers[-1].out_features != 1 or layers[-1].bias is None:
+        return  # a network that says a distribution, such as SFCN
+    ages = np.array([scan.age for scan in training])
+    error = ages - predict_ages(state.network, training, output, options)
+    layers[-1].bias.add_(float(error.mean()) / output.scale)
     state.average.load_state_dict(state.network.state_dict())
 
 
@@ -293,7 +332,7 @@ def load_member(
     _resume(state, folder / f"{name}.pt", checkpoint_key(data, held_out, options))
     if len(state.history) < options.epochs or not (folder / f"{name}.pt").exists():
         return None
-    return state.average.eval(), state.history
+    return merge(state.average.eval()), state.history
 
 
 # --- log and checkpoint ---

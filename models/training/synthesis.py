@@ -1,9 +1,9 @@
 """Training images for the segmentation network: real heads disturbed, and heads made from labels.
 
-Two images in three are real scans with random contrast curves, many of them on their own grid; the
-others are painted from label maps (Billot 2023, SynthSeg): each label draws its own mean and spread, so that no contrast is ever
-familiar. All then go through the same spoiling: bias field, blur to another resolution, noise,
-cropped necks and vertices, removed faces, stripped skulls.
+Two images in three are real scans with random contrast curves, many of them on their own grid;
+the others are painted from label maps (Billot 2023, SynthSeg): each label draws its own mean and
+spread, so that no contrast is ever familiar. Most then go through the same spoiling: bias field,
+blur to another resolution, noise, cropped necks and vertices, removed faces, stripped skulls.
 """
 
 from __future__ import annotations

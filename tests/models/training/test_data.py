@@ -59,3 +59,13 @@ def test_a_damaged_image_is_named(make_derivatives: Make) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ModelError, match="sub-00_run-1_space"):
         load_training_set([root], "tissue")
+
+
+def test_pooled_images_are_means_of_blocks(make_derivatives: Make) -> None:
+    data = load_training_set([make_derivatives("one", [20.0])], "tissue")
+    pooled, whole = data.pooled(2), data.scans[0].image.float()
+    assert pooled.scans[0].image.shape == (10, 12, 10)
+    expected = whole[8:10, 10:12, 8:10].mean().item()
+    assert pooled.scans[0].image[4, 5, 4].item() == pytest.approx(expected, abs=1e-3)
+    assert pooled.fingerprint() == data.fingerprint()
+    assert data.pooled(1) is data

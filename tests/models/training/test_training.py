@@ -137,6 +137,27 @@ def command(folder: Path, out: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def test_one_network_of_everybody(
+    make_derivatives: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_derivatives("one", [float(age) for age in np.linspace(21, 79, 9)])
+    out = tmp_path / "model"
+    arguments = [*command(folder, out), "--whole"]
+    assert main([*arguments, "--fold", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "whole: epoch 2/2" in printed and "fold0" not in printed
+    assert main(arguments) == 0
+    model = load("mine", weights=out)
+    assert len(model.networks) == 1
+    assert "everybody" in model.card.training["members"] + model.card.figures["kind"]
+    folds = {
+        line.split("\t")[5] for line in (out / "out_of_fold.tsv").read_text().splitlines()[1:]
+    }
+    assert folds == {"0", "1", "2"}
+    seen = torch.load(out / "whole.pt", weights_only=True)["average"]
+    assert torch.equal(seen["convs.0.bias"].half(), model.networks[0].convs[0].bias.half())
+
+
 def test_folds_side_by_side_then_export_then_load(
     make_derivatives: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,1 @@
+"""A small CNN at 4 mm."""
