@@ -7,7 +7,7 @@ the attention's own. It does not give the kernel of the attention or the rates o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,7 @@ class WSSA(nn.Module):
         super().__init__()
         self.attention_after_pooling = attention_after_pooling
         self.mirror = mirror
+        self.reach = attention_kernel // 2
         self.convs = nn.ModuleList(
             _started(nn.Conv3d(wide_in, wide_out, kernel_size=2, padding=1), gain=2)
             for wide_in, wide_out in zip((1, *channels), channels, strict=False)
@@ -128,18 +129,36 @@ class WSSA(nn.Module):
         x
             (N, 1, X, Y, Z), at most 128 voxels along an axis.
         """
-        maps: list[Tensor] = []
-        for layer, conv in enumerate(self.convs):
-            attention = self.attention[layer % len(self.attention)]
-            x = conv(x)
-            if self.attention_after_pooling:
-                maps.append(attention(functional.relu(functional.max_pool3d(x, 2))))
-                x = maps[-1]
-            else:
-                maps.append(attention(x))
-                # ReLU and max pooling commute; on the pooled map ReLU is an eighth of the work
-                x = functional.relu(functional.max_pool3d(maps[-1], 2))
+        return self._onwards(self._layer(0, x))
+
+    def _onwards(self, first: Tensor) -> list[Tensor]:
+        """``attended``, from the map of the first layer."""
+        maps = [first]
+        for number in range(1, len(self.convs)):
+            x = maps[-1] if self.attention_after_pooling else _pooled(maps[-1])
+            maps.append(self._layer(number, x))
         return maps
+
+    def places(self, shape: Sequence[int]) -> list[tuple[float, float]]:
+        """Where the maps of ``attended`` lie: voxel j of a map at step * j + offset of the image.
+
+        A convolution puts its voxel i half a voxel before the image's voxel i, and pooling puts
+        that right again. The same for images of any ``shape``.
+
+        Returns
+        -------
+        list
+            Step and offset, in voxels of the image, of each layer.
+        """
+        pooled = self.attention_after_pooling
+        steps = [2.0 ** (layer + pooled) for layer in range(len(self.convs))]
+        return [(step, 0.0 if pooled else -step / 2) for step in steps]
+
+    def _layer(self, number: int, x: Tensor) -> Tensor:
+        """The map that leaves the attention of a layer."""
+        attention = self.attention[number % len(self.attention)]
+        x = self.convs[number](x)
+        return attention(_pooled(x) if self.attention_after_pooling else x)
 
     def features(self, x: Tensor) -> Tensor:
         """What the dense layers take, (N, 1024), before it is standardised."""
@@ -155,7 +174,7 @@ class WSSA(nn.Module):
 
     def _flat(self, last: Tensor) -> Tensor:
         if not self.attention_after_pooling:
-            last = functional.relu(functional.max_pool3d(last, 2))
+            last = _pooled(last)
         if last.shape[2:].numel() != 1:
             raise ValueError("WSSA takes images of at most 128 voxels along an axis")
         return last.flatten(1)
@@ -166,6 +185,59 @@ class WSSA(nn.Module):
         if self.mirror and not self.training:
             found = (found + self.regress(self.attended(x.flip(2))[-1])) / 2
         return found
+
+    def near(self, image: Tensor) -> Callable[..., Tensor]:
+        """The network, for images that differ from ``image`` in a box alone.
+
+        Outside of the box the first layer, which is most of the work, is not computed again.
+
+        Parameters
+        ----------
+        image
+            (1, 1, X, Y, Z).
+
+        Returns
+        -------
+        Callable
+            From images (N, 1, X, Y, Z) and ``box``, three slices of X, Y, Z, to (N,).
+        """
+        flips = (False, True) if self.mirror and not self.training else (False,)
+        firsts = [self._layer(0, image.flip(2) if flip else image) for flip in flips]
+
+        def network(images: Tensor, *, box: Sequence[slice]) -> Tensor:
+            found = []
+            for flip, first in zip(flips, firsts, strict=True):
+                x, side = (images.flip(2) if flip else images), box[0]
+                if flip:
+                    side = slice(images.shape[2] - side.stop, images.shape[2] - side.start)
+                changed = self._changed(first, x, (side, *box[1:]))
+                found.append(self.regress(self._onwards(changed)[-1]))
+            return torch.stack(found).mean(0)
+
+        return network
+
+    def _changed(self, first: Tensor, x: Tensor, box: Sequence[slice]) -> Tensor:
+        """The first layer's map of ``x``, which is ``first`` but for what a box brings with it."""
+        step = 2 if self.attention_after_pooling else 1
+        reach = self.reach
+        crop, into, taken = list[slice](), list[slice](), list[slice]()
+        for side, size, length in zip(box, x.shape[2:], first.shape[2:], strict=True):
+            # voxel i of the convolution comes from voxels i - 1 and i
+            low = max(0, side.start // step - reach)
+            high = min(length, side.stop // step + 1 + reach)
+            start = max(0, low - reach - 1) * step
+            crop.append(slice(start, min(size, (high + reach + 1) * step)))
+            into.append(slice(low, high))
+            taken.append(slice(low - start // step, high - start // step))
+        changed = first.expand(len(x), -1, -1, -1, -1).clone()
+        local = self._layer(0, x[:, :, crop[0], crop[1], crop[2]])
+        changed[:, :, into[0], into[1], into[2]] = local[:, :, taken[0], taken[1], taken[2]]
+        return changed
+
+
+def _pooled(x: Tensor) -> Tensor:
+    # ReLU and max pooling commute; on the pooled map ReLU is an eighth of the work
+    return functional.relu(functional.max_pool3d(x, 2))
 
 
 def _started(layer: nn.Conv3d | nn.Linear, gain: float) -> nn.Module:
