@@ -1,0 +1,1 @@
+"""Statistics of the brain-age gap: numbers in, numbers out, no files."""
