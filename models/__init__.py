@@ -4,13 +4,14 @@
 """
 
 from models.contract import InputContract, ModelCard, ModelError, Prediction
-from models.registry import card, embedded, known, load
+from models.registry import available, card, embedded, known, load
 
 __all__ = [
     "InputContract",
     "ModelCard",
     "ModelError",
     "Prediction",
+    "available",
     "card",
     "embedded",
     "known",

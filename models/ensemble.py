@@ -35,3 +35,25 @@ def combine(predictions: Sequence[Prediction]) -> Prediction:
         within_training_ages=all(each.within_training_ages for each in predictions),
         sex_assumed=any(each.sex_assumed for each in predictions),
     )
+
+
+def within_ages(
+    predictions: Sequence[Prediction], ages: Sequence[tuple[float, float]]
+) -> list[Prediction]:
+    """Those whose model was trained on brains as old as the others take this one for.
+
+    A model of people from 42 to 82 years calls nobody younger than 42, and is sure of it: it may
+    not vote on a brain that the others together see outside these years. The person's own age
+    has no say, for the prediction must not know it. All stay where none would.
+
+    Parameters
+    ----------
+    ages
+        Youngest and oldest age each model was trained on, in years.
+    """
+    kept = []
+    for index, (low, high) in enumerate(ages):
+        others = [each for i, each in enumerate(predictions) if i != index]
+        if not others or low <= combine(others).predicted_age <= high:
+            kept.append(predictions[index])
+    return kept or list(predictions)

@@ -49,11 +49,18 @@ def mean(image: Array, levels: Mapping[str, float]) -> Array:
     return (image * (182 * 218 * 182 / image.sum())).astype(np.float32)
 
 
+def slices(image: Array, levels: Mapping[str, float]) -> Array:
+    """Each sagittal slice from its lowest to its highest value, 0 to 1 (Jalal et al. 2025)."""
+    low, high = (f(image, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+    return ((image - low) / np.where(high > low, high - low, 1)).astype(np.float32)
+
+
 RULES: dict[str, Callable[[Array, Mapping[str, float]], Array]] = {
     "tissue": tissue,
     "white_matter": white_matter,
     "fluid_bright": fluid_bright,
     "mean": mean,
+    "slices": slices,
 }
 
 

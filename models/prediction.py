@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +13,8 @@ from models.contract import ModelCard, ModelError, Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+Box = tuple[slice, slice, slice]
 
 # What a network that needs the sex is told.
 SEX_CODES = {"M": 0.0, "F": 1.0}
@@ -32,6 +36,11 @@ class BrainAgeModel:
 
     card: ModelCard
     networks: list[nn.Module]
+
+    @property
+    def device(self) -> str:
+        """Where the networks live."""
+        return str(next(self.networks[0].parameters()).device)
 
     def tensor(self, image: np.ndarray) -> Tensor:
         """Check an image against the contract; as (1, 1, X, Y, Z) on the networks' device.
@@ -106,6 +115,63 @@ class BrainAgeModel:
             ),
             sex_assumed=assumed,
         )
+
+    def ages(self, images: Tensor, sex: str | None = None) -> Tensor:
+        """Predicted ages as a function that gradients flow through: the mean over the members.
+
+        Parameters
+        ----------
+        images
+            (N, 1, X, Y, Z), each as from `tensor`.
+        sex
+            Of all of them, where it is wanted and known; else the mean over both.
+
+        Returns
+        -------
+        Tensor
+            (N,), years.
+        """
+        return self._mean_age(self.networks, images, sex)
+
+    def near(self, image: Tensor, sex: str | None = None) -> Callable[[Tensor, Box], Tensor]:
+        """`ages` for many images that differ from one image in a box alone.
+
+        A network that knows what it need not compute again has a method ``near(image)``, which
+        returns itself as a function of images and ``box``; others compute everything.
+
+        Parameters
+        ----------
+        image
+            (1, 1, X, Y, Z).
+
+        Returns
+        -------
+        Callable
+            From images (N, 1, X, Y, Z) and the box to years, (N,).
+        """
+        functions = []
+        for network in self.networks:
+            prepare = getattr(network, "near", None)
+            functions.append(prepare(image) if prepare else lambda *x, box, f=network: f(*x))
+
+        def ages(images: Tensor, box: Box) -> Tensor:
+            return self._mean_age((partial(each, box=box) for each in functions), images, sex)
+
+        return ages
+
+    def _mean_age(
+        self, functions: Iterable[Callable[..., Tensor]], images: Tensor, sex: str | None
+    ) -> Tensor:
+        """Years, (N,), from functions that answer as the networks do."""
+        import torch
+
+        inputs: list[tuple[Tensor, ...]] = [(images,)]
+        if self.card.contract.needs_sex:
+            codes = list(SEX_CODES.values()) if sex is None else [SEX_CODES[sex]]
+            inputs = [(images, images.new_full((len(images),), code)) for code in codes]
+        found = [function(*each) for function in functions for each in inputs]
+        output = self.card.output
+        return output.offset + output.scale * torch.stack(found).float().mean(0)
 
     def _outputs(self, image: np.ndarray, sex: str | None) -> np.ndarray:
         """What the members say, (members, sexes tried), float64."""

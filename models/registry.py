@@ -1,7 +1,8 @@
 """Cards and weights on disk: what there is, and how it is loaded and saved.
 
 A model is one folder ``models/<name>/`` with ``network.py`` (``build(config) -> nn.Module``),
-``card.toml`` and, where they are ours to give, ``weights.safetensors``. The weight file holds
+``card.toml`` and, where they are ours to give, ``weights.safetensors``. Weights that are not,
+and that ``models.fetch`` has fetched, lie in the folder ``store()`` instead. The weight file holds
 one network, or the members of an ensemble under ``member0.``, ``member1.``, and so on. It is
 loaded only if its SHA-256 is the one on the card.
 """
@@ -30,6 +31,10 @@ FOLDER = Path(__file__).parent
 CARD = "card.toml"
 WEIGHTS = "weights.safetensors"
 SEGMENTATION = "segmentation"
+HASH = "git_blob_sha1"
+"""Key of a card's source: sha1("blob <size>\\0" + content), as git names the published file."""
+STORE = "BRAINAGE_MODELS"
+"""Environment variable that names the folder of fetched models."""
 
 
 def known(root: Path = FOLDER) -> dict[str, ModelCard]:
@@ -43,8 +48,50 @@ def embedded(root: Path = FOLDER) -> list[str]:
     return [name for name in known(root) if (root / name / WEIGHTS).is_file()]
 
 
+def fetched(root: Path = FOLDER) -> list[str]:
+    """The names of the brain-age models whose weights were fetched (``models.fetch``)."""
+    here = embedded(root)
+    return [name for name in known(root) if name not in here and weights_file(name, root)]
+
+
+def available(root: Path = FOLDER) -> list[str]:
+    """The names of the brain-age models that are ready to run: embedded or fetched."""
+    return [name for name in known(root) if weights_file(name, root)]
+
+
+def store() -> Path | None:
+    """Folder of fetched models: BRAINAGE_MODELS, else the user's own folder for data.
+
+    None in a container where the variable is not set: what lies in its home folder is lost with
+    the container, or is not the container's to write to.
+    """
+    if named := os.environ.get(STORE):
+        return Path(named).expanduser().absolute()
+    if in_container():
+        return None
+    import platformdirs
+
+    return platformdirs.user_data_path("brainage", appauthor=False) / "models"
+
+
+def in_container() -> bool:
+    """Whether this is one, by the marks that Docker, Podman, Apptainer and Kubernetes leave."""
+    marks = "/.dockerenv", "/run/.containerenv", "/.singularity.d"
+    names = "container", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "KUBERNETES_SERVICE_HOST"
+    return any(Path(mark).exists() for mark in marks) or any(map(os.environ.get, names))
+
+
+def weights_file(name: str, root: Path = FOLDER) -> Path | None:
+    """The weights of a known model, beside its card or fetched; None where there are none."""
+    beside = root / name / WEIGHTS
+    if beside.is_file():
+        return beside
+    kept = _kept_card(read_card(root / name / CARD))
+    return kept.with_name(WEIGHTS) if kept else None
+
+
 def card(name: str, root: Path = FOLDER) -> ModelCard:
-    """The card of one model.
+    """The card of one model; with the hash of its weights where these were fetched.
 
     Raises
     ------
@@ -55,7 +102,18 @@ def card(name: str, root: Path = FOLDER) -> ModelCard:
     if name == SEGMENTATION or not path.is_file():
         names = ", ".join(known(root)) or "none"
         raise ModelError(f"There is no model named '{name}'; those known are: {names}.")
-    return read_card(path)
+    this = read_card(path)
+    kept = None if path.with_name(WEIGHTS).is_file() else _kept_card(this)
+    return replace(this, weights_sha256=read_card(kept).weights_sha256) if kept else this
+
+
+def _kept_card(this: ModelCard) -> Path | None:
+    """The card beside fetched weights, if they are made of the file that this card asks for."""
+    folder = store() if HASH in this.source else None
+    path = folder / this.name / CARD if folder else None
+    if path is None or not path.is_file() or not path.with_name(WEIGHTS).is_file():
+        return None
+    return path if read_card(path).source.get(HASH) == this.source[HASH] else None
 
 
 def read_card(path: Path) -> ModelCard:
@@ -66,7 +124,7 @@ def read_card(path: Path) -> ModelCard:
     ModelError
         Where the file cannot be read or is not a valid card.
     """
-    return ModelCard.from_toml(_read(path).decode("utf-8", "replace"), str(path))
+    return ModelCard.from_toml(read(path).decode("utf-8", "replace"), str(path))
 
 
 def load(
@@ -89,20 +147,27 @@ def load(
     ModelError
         Where the card or the weights are missing, unreadable or do not belong together.
     """
-    if weights is None:
-        this, file = card(name, root), root / name / WEIGHTS
-        if not file.is_file():
+    file = weights
+    if file is None:
+        this, file = card(name, root), weights_file(name, root)
+        if file is None:
             raise ModelError(
                 f"The weights of the model '{name}' are not part of this software; get them from"
-                f" {this.source.get('url', 'their authors')} (licence: {this.license}) and name"
-                " your file, with a card beside it."
+                f" {this.source.get('url', 'their authors')} (licence: {this.license}):"
+                f" {how_to_get(this)}."
             )
     else:
-        file = weights / WEIGHTS if weights.is_dir() else weights
+        file = file / WEIGHTS if file.is_dir() else file
         this = _card_for(file, name, root)
     build = network_builder(this.architecture)
     networks = load_networks(file, lambda: build(this.network), this.weights_sha256, device)
     return BrainAgeModel(this, networks)
+
+
+def how_to_get(this: ModelCard) -> str:
+    """What a user does to run a model whose weights are not here."""
+    own = f"name a file of your own with --model-file {this.name}=PATH"
+    return f"run python -m models fetch {this.name}, or {own}" if HASH in this.source else own
 
 
 def load_segmentation(
@@ -117,7 +182,7 @@ def load_segmentation(
     """
     folder = root / SEGMENTATION
     try:
-        table = tomllib.loads(_read(folder / CARD).decode("utf-8", "replace"))
+        table = tomllib.loads(read(folder / CARD).decode("utf-8", "replace"))
     except tomllib.TOMLDecodeError as error:
         raise ModelError(f"{folder / CARD} is not valid TOML: {error}.") from None
     build = network_builder(SEGMENTATION)
@@ -171,7 +236,7 @@ def load_networks(
     import safetensors
     import safetensors.torch
 
-    content = _read(weights)
+    content = read(weights)
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
         raise ModelError(
@@ -235,8 +300,18 @@ def save_weights(
                     raise ModelError(f"The weights '{key}' do not fit {stored.dtype}.")
             tensors[f"member{index}.{key}"] = stored
     content = safetensors.torch.save(tensors)
-    _write(Path(path), content)
+    write(Path(path), content)
     return hashlib.sha256(content).hexdigest()
+
+
+def save_model(
+    folder: Path, this: ModelCard, networks: Sequence[nn.Module], dtype: torch.dtype | None = None
+) -> Path:
+    """Write a model's folder: weights, and the card with their hash last; returns the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sha256 = save_weights(folder / WEIGHTS, networks, dtype)
+    write(folder / CARD, replace(this, weights_sha256=sha256).to_toml().encode())
+    return folder / WEIGHTS
 
 
 def _card_for(file: Path, name: str, root: Path) -> ModelCard:
@@ -261,14 +336,21 @@ def _members(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return [members[index] for index in sorted(members)]
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises
+    ------
+    ModelError
+        Where it cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"The file {path} cannot be read: {error.strerror}.") from None
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write beside the final name, then rename, so that no half file is ever found there."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

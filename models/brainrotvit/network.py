@@ -7,7 +7,7 @@ and a residual CNN with dense layers reads the age from that matrix and the sex.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -227,6 +227,30 @@ class BrainRotViT(nn.Module):
         slices = x.flatten(0, 2)[:, None]
         parts = [self.encoder.features(part) for part in slices.split(slices_at_once)]
         return torch.cat(parts).unflatten(0, (len(x), -1))
+
+    def near(self, image: Tensor) -> Callable[..., Tensor]:
+        """The network, for images that differ from ``image`` in a box alone.
+
+        Only the slices that the box touches are encoded again.
+
+        Parameters
+        ----------
+        image
+            (1, 1, slices, size, size).
+
+        Returns
+        -------
+        Callable
+            From images, sexes and ``box``, whose first slice is of slices, to (N,).
+        """
+        encoded = self.encode(image)
+
+        def network(images: Tensor, sex: Tensor, *, box: Sequence[slice]) -> Tensor:
+            features = encoded.expand(len(images), -1, -1).clone()
+            features[:, box[0]] = self.encode(images[:, :, box[0]])
+            return self.regressor(features, sex)
+
+        return network
 
     def forward(self, x: Tensor, sex: Tensor) -> Tensor:
         """(N, 1, slices, size, size) and (N,), M 0 and F 1 -> (N,), age in the card's units."""

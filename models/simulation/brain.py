@@ -168,8 +168,15 @@ def cortex_fraction(template: Template) -> Array:
     return np.where(nuclei | cerebellum | brain_stem, np.float32(0), template.gray)
 
 
-def find_regions(template: Template) -> Regions:
+def find_regions(template: Template, within: Array | None = None) -> Regions:
     """Find the regions that age, from the template's tissue maps alone.
+
+    Parameters
+    ----------
+    template
+        The average brain.
+    within
+        Template voxels, as fractions in [0, 1], outside of which no cortex ages; all may.
 
     Raises
     ------
@@ -194,11 +201,15 @@ def find_regions(template: Template) -> Regions:
 
     return Regions(
         ventricles=coarse(ventricles),
-        cortex=coarse(cortex_fraction(template)),
+        cortex=coarse(_inside(cortex_fraction(template), within)),
         white=coarse(template.white),
         csf=coarse(csf - ventricles),
         origin=(int(origin[0]), int(origin[1]), int(origin[2])),
     )
+
+
+def _inside(cortex: Array, within: Array | None) -> Array:
+    return cortex if within is None else cortex * within
 
 
 def _ventricle_core(template: Template, csf: Array) -> NDArray[np.bool_]:
@@ -286,7 +297,9 @@ def _velocity(divergence: Array) -> Array:
     return np.stack(parts).astype(np.float32, copy=False)
 
 
-def grow_old(template: Template, regions: Regions, ageing: Ageing) -> Template:
+def grow_old(
+    template: Template, regions: Regions, ageing: Ageing, within: Array | None = None
+) -> Template:
     """The template with its ventricles and cortex changed by the factors of `ageing`.
 
     Parameters
@@ -295,6 +308,8 @@ def grow_old(template: Template, regions: Regions, ageing: Ageing) -> Template:
         The average brain, and what `find_regions` found in it.
     ageing
         The factors.
+    within
+        As for `find_regions`: only the cortex in there thins.
 
     Returns
     -------
@@ -309,10 +324,11 @@ def grow_old(template: Template, regions: Regions, ageing: Ageing) -> Template:
         whole[box] = ndimage.map_coordinates(image, at, order=order, output=np.float32)
         return whole
 
-    cortex, fluid = cortex_fraction(template), csf_fraction(template)
+    every, fluid = cortex_fraction(template), csf_fraction(template)
+    cortex = _inside(every, within)
     wanted = ageing.cortex * float(cortex.sum())
     lost = _cortex_turned_fluid(moved(cortex), moved(fluid), wanted)
-    contrast = np.median(template.t1[cortex > 0.9]) - np.median(template.t1[fluid > 0.9])
+    contrast = np.median(template.t1[every > 0.9]) - np.median(template.t1[fluid > 0.9])
     # The spline rings at the cut edge of the brain: the mask, moved with it, is what counts.
     brain = moved((template.t1 > 0).astype(np.float32)) > 0.5
     t1 = moved(template.t1, order=3) - lost * contrast

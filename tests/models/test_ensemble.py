@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.contract import Prediction
-from models.ensemble import combine
+from models.ensemble import combine, within_ages
 
 ONE = Prediction(40.0, 4.0, (33.0, 48.0), 0.9, True, False)
 
@@ -57,3 +57,18 @@ def test_doubts_of_any_model_are_kept(first, second):
                      other(within_training_ages=second, sex_assumed=not second)])  # fmt: skip
     assert found.within_training_ages is (first and second)
     assert found.sex_assumed is (not first or not second)
+
+
+@pytest.mark.parametrize(
+    ("seen", "votes"), [((25.0, 28.0), 2), ((25.0, 60.0), 3), ((50.0, 60.0), 3), ((84.0, 90.0), 2)]
+)
+def test_a_model_of_some_ages_has_no_vote_on_others(seen, votes):
+    """The third, which knows 42 to 82 years alone, votes where the mean of the others is there."""
+    elder = other(predicted_age=45.0, standard_deviation=1.0)
+    predictions = [*(other(predicted_age=age) for age in seen), elder]
+    assert within_ages(predictions, [(20, 80), (20, 80), (42, 82)]) == predictions[:votes]
+
+
+def test_alone_any_model_votes():
+    assert within_ages([ONE], [(42, 82)]) == [ONE]
+    assert within_ages([ONE, ONE], [(42, 82), (60, 82)]) == [ONE, ONE]

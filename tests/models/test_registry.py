@@ -317,7 +317,7 @@ def test_list_names_every_model_and_show_prints_its_card(capsys):
     assert command.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(known())
-    assert "not embedded" in next(line for line in lines if line.startswith("sfcn"))
+    assert "not here" in next(line for line in lines if line.startswith("sfcn"))
     assert command.main(["show", "sfcn"]) == 0
     assert ModelCard.from_toml(capsys.readouterr().out) == card("sfcn")
 
