@@ -10,7 +10,9 @@ training folder), never from the output folder: the weights in use have seen tho
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,6 +29,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import models  # noqa: E402
 from benchmarks.markdown import table  # noqa: E402
+from bidsapp import group  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.errors import UserError  # noqa: E402
 from bidsapp.preprocessing.quality import LIMITS  # noqa: E402
@@ -295,6 +298,50 @@ def decades(material: Material) -> tuple[str, str]:
     return about, table(header, rows)
 
 
+def groups(material: Material) -> tuple[str, str]:
+    """Group level on all data sets as one study of several sites."""
+    large = [each for each in material.results if len(each.records) >= FEWEST]
+    in_use = material.ages[material.ages["kind"].isin([OUT_OF_FOLD, UNSEEN])]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for each in large:
+            for record in each.records:
+                if joint := _of_joint_study(record, each.name, in_use):
+                    person = joint["participant_id"]
+                    path = folder / person / "anat" / f"{person}_brainage.json"
+                    path.parent.mkdir(parents=True)
+                    path.write_text(json.dumps(joint), encoding="utf-8")
+        if not any(folder.iterdir()):
+            return f"No data set has {FEWEST} scans with a prediction.", ""
+        group.run(Settings(folder / "none", folder, ("group",), importance=("none",)))
+        tests = pd.read_csv(folder / "group_statistics.tsv", sep="\t")
+        content = json.loads((folder / "group_bias_correction.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            f"{test.contrast}{str(test.term).removeprefix('group').removeprefix('mean')}",
+            f"{test.model}{', corrected' if test.outcome == 'corrected_gap' else ''}",
+            str(test.measure),
+            f"{test.n:.0f}",
+            f"{test.effect:+.2f} [{test.effect_low:.2f}, {test.effect_high:.2f}]",
+            f"{test.hedges_g:+.2f} [{test.hedges_g_low:.2f}, {test.hedges_g_high:.2f}]"
+            if test.hedges_g == test.hedges_g else UNKNOWN,
+            *(f"{value:.3f}" if value == value else UNKNOWN
+              for value in (test.p, test.p_permutation, test.q)),
+        ]
+        for test in tests[tests["effect"].notna()].itertuples()
+    ]  # fmt: skip
+    said = [verdict["text"] for verdict in content["verdicts"] if verdict["severity"] != "note"]
+    about = (
+        f"{' and '.join(each.name for each in large)} as one study, a site each; ages out of "
+        "fold where a network has seen a data set. Settings are the defaults of `group.md`. "
+        "Differences and means are in years for models and in percent of the brain for volumes; "
+        "brackets are 95 % intervals; q is over all tests here. The report begins with these "
+        "warnings:\n\n"
+    )
+    header = ["test", "of", "effect is", "n", "effect", "Hedges' g", "p", "p permuted", "q"]
+    return about + "\n".join(f"- {text}" for text in said), table(header, rows)
+
+
 def segmentation(material: Material) -> tuple[str, str]:
     """Dice of the segmentation network out of fold, as its card says."""
     path = registry.FOLDER / registry.SEGMENTATION / registry.CARD
@@ -398,6 +445,7 @@ TABLES: dict[str, tuple[str, Callable[[Material], tuple[str, str]]]] = {
     "runs": ("Scans", runs),
     "predictions": ("Predicted age", predictions),
     "decades": ("Error by age", decades),
+    "groups": ("Groups", groups),
     "segmentation": ("Segmentation", segmentation),
     "volumes": ("Volumes", volumes),
     "quality": ("Quality figures", quality),
@@ -426,6 +474,28 @@ def page(material: Material, names: list[str], whole: bool) -> str:
 def _groups(ages: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
     """Rows by data set, model and kind, in the order in which they came."""
     return dict(list(ages.groupby(["dataset", "model", "kind"], sort=False)))
+
+
+def _of_joint_study(
+    record: dict[str, Any], dataset: str, ages: pd.DataFrame
+) -> dict[str, Any] | None:
+    """A record with its data set for a site, and with the ages that this page goes by."""
+    of_person = ages[
+        (ages["dataset"] == dataset) & (ages["participant_id"] == record["participant_id"])
+    ]
+    honest = dict(zip(of_person["model"], of_person["predicted_age"]))
+    predictions = {}
+    for model, age in honest.items():
+        if found := record["predictions"].get(model):
+            shift = age - found["predicted_age"]
+            interval = [bound + shift for bound in found.get("interval") or ()]
+            predictions[model] = found | {"predicted_age": age, "interval": interval}
+    if not predictions:
+        return None
+    person = f"sub-{dataset}{record['participant_id'].removeprefix('sub-')}"
+    source = f"bids:raw:{person}/anat/{person}_T1w.nii.gz"
+    about = {"participant_id": person, "session_id": None, "source": source, "site": dataset}
+    return record | about | {"predictions": predictions}
 
 
 def _volumes(results: Results, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

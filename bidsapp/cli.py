@@ -24,6 +24,18 @@ exit codes: 0 all done; 1 some scan failed, the others are written; 2 bad argume
 """
 
 
+class _SelfTest(argparse.Action):
+    """Like ``--version``, an option that is the whole command."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **keywords: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **keywords)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from bidsapp import self_test
+
+        parser.exit(self_test.run())
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
@@ -51,9 +63,15 @@ def build_parser() -> argparse.ArgumentParser:
         help=_help("analysis_level"),
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
+    parser.add_argument(
+        *_spellings("--self-test"), action=_SelfTest,
+        help="predict reference brains, compare with the ages this version must give, and exit: "
+        "0 if all agree to 0.1 years, else 1; needs no other argument",
+    )  # fmt: skip
     _add_filter_options(parser.add_argument_group("Options for filtering BIDS queries"))
     _add_model_options(parser.add_argument_group("Options for the models"))
     _add_image_options(parser.add_argument_group("Options for the preprocessing"))
+    _add_group_options(parser.add_argument_group("Options for the group level"))
     _add_performance_options(parser.add_argument_group("Options to handle performance"))
     _add_other_options(parser.add_argument_group("Other options"))
     return parser
@@ -139,6 +157,10 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     _add(group, "--model-file", metavar="NAME=PATH")
     _add(group, "--device")
     _add(group, "--importance")
+    _add(group, "--importance-max-scans", metavar="N")
+    _add(group, "--importance-check")
+    _add(group, "--noise-model", metavar="FILE")
+    _add(group, "--atlas", metavar=("FILE", "LABELS"))
 
 
 def _add_image_options(group: argparse._ArgumentGroup) -> None:
@@ -152,6 +174,23 @@ def _add_image_options(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
+def _add_group_options(group: argparse._ArgumentGroup) -> None:
+    _add(group, "--reference", metavar="COLUMN=VALUE")
+    _add(group, "--covariates", metavar="COLUMN")
+    _add(group, "--phenotype", metavar="FILE")
+    _add(group, "--phenotype-terms", metavar="COLUMN")
+    _add(group, "--contrast", metavar="CONTRAST")
+    _add(group, "--permutations", metavar="N")
+    _add(group, "--bias-correction")
+    _add(group, "--bias-degree")
+    _add(group, "--bias-robust")
+    _add(group, "--bias-force")
+    _add(group, "--bias-correction-from", metavar="FILE")
+    _add(group, "--harmonize")
+    _add(group, "--include-failed-quality")
+    _add(group, "--allow-mixed")
+
+
 def _add_performance_options(group: argparse._ArgumentGroup) -> None:
     _add(group, "--nprocs", "--nthreads", "--n-cpus", metavar="N")
     _add(group, "--omp-nthreads", "--ants-nthreads", metavar="N")
@@ -162,10 +201,12 @@ def _add_performance_options(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     _add(memory, "--mem-gb", metavar="GB")
     _add(group, "--low-mem")
+    _add(group, "--dask-scheduler", metavar="ADDRESS")
 
 
 def _add_other_options(group: argparse._ArgumentGroup) -> None:
     _add(group, "-w", "--work-dir", metavar="PATH")
+    _add(group, "--output-level")
     _add(group, "--reports-only")
     _add(group, "--stop-on-first-crash")
     _add(group, "--dry-run")
@@ -185,7 +226,9 @@ def _add(group: argparse._ActionsContainer, *flags: str, **keywords: Any) -> Non
         keywords["action"] = "store_true"
     elif "action" not in keywords:
         keywords["type"] = {"int": int, "float": float}.get(kind, str)
-        if kind.startswith("tuple"):
+        if isinstance(keywords.get("metavar"), tuple):
+            keywords["nargs"] = len(keywords["metavar"])
+        elif kind.startswith("tuple"):
             keywords |= {"nargs": "+", "action": "extend"}
         if setting.metadata["choices"]:
             keywords["choices"] = setting.metadata["choices"]
@@ -203,7 +246,8 @@ def _help(name: str) -> str:
     setting = _SETTINGS[name]
     text = setting.metadata["help"].replace("%", "%%")
     plain = setting.default in (MISSING, None, False, ())
-    return text if plain else f"{text} (default: {setting.default})"
+    default = " ".join(setting.default) if isinstance(setting.default, tuple) else setting.default
+    return text if plain else f"{text} (default: {default})"
 
 
 def _megabytes(text: str) -> float:
@@ -248,9 +292,17 @@ def _check_inputs(settings: Settings) -> None:
             f"output_dir {settings.output_dir} is not a folder: the group level reads what the "
             "participant level wrote there."
         )
-    filter_file = settings.bids_filter_file
-    if filter_file and not filter_file.is_file():
-        raise UserError(f"--bids-filter-file {filter_file} is not a file.")
+    for flag, file in (
+        ("--bids-filter-file", settings.bids_filter_file),
+        ("--phenotype", settings.phenotype),
+        ("--bias-correction-from", settings.bias_correction_from),
+    ):
+        if file and not file.is_file():
+            raise UserError(f"{flag} {file} is not a file.")
+    for flag, names in (("--noise-model", settings.noise_model), ("--atlas", settings.atlas)):
+        for name in names:
+            if not Path(name).is_file():
+                raise UserError(f"{flag} {name} is not a file.")
     for flag, paths in (
         ("--model-file", settings.model_paths),
         ("--derivatives", settings.derivative_paths),
@@ -290,13 +342,19 @@ def _check_writable(folder: Path, name: str) -> None:
     if not there.is_dir():
         raise UserError(f"{name} {folder} cannot be made: {there} is not a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{name} {folder} cannot be written to: no permission in {there}.")
+        who = f"user {os.getuid()}"
+        if os.environ.get("BRAINAGE_IMAGE"):
+            who += " (another one can be given to Docker with --user)"
+        raise UserError(
+            f"{name} {folder} cannot be written to by {who}: no permission in {there}."
+        )
 
 
 def _container_hint() -> str:
     """Remind of the usual cause: a folder that the container was not given."""
     if os.environ.get("SINGULARITY_CONTAINER") or os.environ.get("APPTAINER_CONTAINER"):
         return " inside this container (was it bound with -B?)"
-    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
+    marks = Path("/.dockerenv"), Path("/run/.containerenv")
+    if os.environ.get("BRAINAGE_IMAGE") or any(mark.exists() for mark in marks):
         return " inside this container (was it mounted with -v?)"
     return ""

@@ -150,6 +150,37 @@ def demographics(
     )
 
 
+def cells_of(
+    lookups: Sequence[tuple[Table, str]],
+    columns: Sequence[str],
+    session_id: str | None,
+    remarks: Remarks,
+) -> dict[str, str]:
+    """Return the cells of a scan in some columns (lower case), as `demographics` finds them.
+
+    A cell that is missing in the first table is taken from the next; one that rows of a table
+    contradict each other about is left out.
+    """
+    found: dict[str, str] = {}
+    for table, key in reversed(lookups):
+        rows = _rows_of(table, key, session_id, remarks)
+        for column in columns:
+            values = {cells[column]: number for number, cells in rows
+                      if not is_missing(cells.get(column, ""))}  # fmt: skip
+            if len(values) == 1:
+                found[column] = next(iter(values))
+            elif values:
+                said = f"{column} has several values ({', '.join(values)}); taken as unknown"
+                remarks.add(table.name, max(values.values()), said)
+                found.pop(column, None)
+    return found
+
+
+def is_missing(text: str) -> bool:
+    """Whether a cell says that its value is not known."""
+    return text.lower() in _MISSING
+
+
 def _rows_of(
     table: Table, key: str, session_id: str | None, remarks: Remarks
 ) -> list[tuple[int, Mapping[str, str]]]:
@@ -159,7 +190,7 @@ def _rows_of(
         rows = [
             (number, cells)
             for number, cells in rows
-            if _missing(of := cells.get("session_id", "")) or of.removeprefix("ses-") == label
+            if is_missing(of := cells.get("session_id", "")) or of.removeprefix("ses-") == label
         ]
     for number, _ in rows[1:]:
         remarks.add(table.name, number, f"'{key}' has a row already (row {rows[0][0]})")
@@ -178,7 +209,7 @@ def _value(
     for number, cells in rows:
         for column in COLUMNS[name]:
             text = cells.get(column, "")
-            if _missing(text):
+            if is_missing(text):
                 continue
             value, remark = parse(text, column, table)
             if remark:
@@ -247,10 +278,6 @@ def _parse_word(text: str, column: str, table: Table) -> tuple[str, str]:
 def _sex_word(text: str) -> Sex | None:
     word = text.strip(" .,;()").lower()
     return "F" if word in _FEMALE else "M" if word in _MALE else None
-
-
-def _missing(text: str) -> bool:
-    return text.lower() in _MISSING
 
 
 def _cell(text: str) -> str:

@@ -14,8 +14,10 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -129,6 +131,10 @@ class Derivatives:
         """Map of where a prediction comes from, in the template."""
         return self._anat(scan, f"{self._space}_desc-{_label(model + method)}_importance.nii.gz")
 
+    def importance_figure(self, participant_id: str, stem: str, label: str, name: str) -> Path:
+        """Picture of an importance map, such as ``map.png``; `label` is the map's."""
+        return self.figures(participant_id) / f"{stem}_desc-{_label(label)}_{name}"
+
     def record(self, scan: Scan) -> Path:
         """Record of a scan, written last: where it is, the scan is done."""
         return self._anat(scan, "brainage.json")
@@ -157,9 +163,28 @@ class Derivatives:
         """File of the group level, such as ``brainage.tsv``."""
         return self.root / f"group_{name}"
 
-    def group_importance(self, model: str, method: str) -> Path:
-        """Mean importance map of the group in the template."""
-        return self.group(f"{self._space}_desc-{_label(model + method)}_importance.nii.gz")
+    @property
+    def group_report(self) -> Path:
+        """HTML report of the group level."""
+        return self.root / "group.html"
+
+    def group_figure(self, name: str) -> Path:
+        """One figure of the report of the group level."""
+        return self.root / "figures" / f"group_{name}.svg"
+
+    def group_importance(self, model: str, method: str, part: str = "") -> Path:
+        """Importance map of the group in the template: the mean, or a part, as "stat-std"."""
+        part = f"{part}_" if part else ""
+        label = _label(model + method)
+        return self.group(f"{self._space}_{part}desc-{label}_importance.nii.gz")
+
+    def group_importance_figure(self, label: str, name: str) -> Path:
+        """Picture of an importance map of the group; `label` is the map's."""
+        return self.root / "figures" / f"group_desc-{_label(label)}_{name}"
+
+    def group_noise_model(self, model: str, part: str = "noisemodel") -> Path:
+        """Noise model that was fitted to the group."""
+        return self.group(f"desc-{_label(model)}_{part}.safetensors")
 
     @property
     def label_table(self) -> Path:
@@ -179,6 +204,14 @@ class Derivatives:
         if scan.session_id:
             folder /= scan.session_id
         return folder / "anat" / f"{scan.stem}_{ending}"
+
+    def source_names(self) -> set[str]:
+        """Folder names of the data sets that this folder was made from."""
+        path = self.root / "dataset_description.json"
+        sources = _read_json(path).get("SourceDatasets") or () if path.exists() else ()
+        urls = (str(source.get("URL", "")) for source in sources if isinstance(source, Mapping))
+        names = {Path(unquote(urlsplit(url).path)).name for url in urls}
+        return (names | {self.study_root.name}) - {"", ".."}
 
     # --- the folder ---
 
@@ -222,6 +255,28 @@ class Derivatives:
     def remove(self, path: Path) -> None:
         """Remove a file, if it is there."""
         path.unlink(missing_ok=True)
+
+    def remove_with_sidecar(self, path: Path) -> None:
+        """Remove an image or transform and what is said about it."""
+        self.remove(path)
+        self.remove(_sidecar_path(path))
+
+    def importance_maps(self, participant_id: str, stem: str) -> dict[str, dict[str, Any]]:
+        """Sidecars of a scan's importance maps by their labels; of a map's layers not."""
+        folders = (f"{participant_id}/anat", f"{participant_id}/ses-*/anat")
+        paths = [p for f in folders for p in self.root.glob(f"{f}/{stem}_*_importance.nii.gz")]
+        found = {_desc(path): self.read_sidecar(path) for path in sorted(paths)}
+        return {label: about for label, about in found.items() if "Fingerprint" in about}
+
+    def group_importance_maps(self) -> dict[str, dict[str, Any]]:
+        """Sidecars of the group's mean importance maps by their labels."""
+        paths = sorted(self.root.glob(f"group_{self._space}_desc-*_importance.nii.gz"))
+        return {_desc(path): self.read_sidecar(path) for path in paths}
+
+    def remove_group_importance(self, model: str, method: str) -> None:
+        """Remove what an earlier run has left of a map, its deviation and decades."""
+        for path in self.root.glob(f"group_*_desc-{_label(model + method)}_importance.*"):
+            self.remove(path)
 
     def remove_stale(self, folder: Path) -> None:
         """Remove temporary files that a killed process left in a folder an hour ago or earlier."""
@@ -350,8 +405,9 @@ class Derivatives:
         columns
             Description of each column, in order; a text, or a mapping with ``Description``.
         """
-        lines = [list(columns), *([_table_cell(row.get(c)) for c in columns] for row in rows)]
-        self.write_text(path, "".join("\t".join(cells) + "\n" for cells in lines))
+        cells = ([_table_cell(row.get(c)) for c in columns] for row in rows)
+        lines = ("\t".join(line) + "\n" for line in chain([columns], cells))
+        self.write_text(path, "".join(lines))
         described = {
             name: {"Description": about} if isinstance(about, str) else about
             for name, about in columns.items()
@@ -402,6 +458,20 @@ class Derivatives:
         image = nib.Nifti1Image.from_filename(path)
         return np.asarray(image.dataobj), np.asarray(image.affine, np.float64)
 
+    def read_bytes(self, path: Path) -> bytes | None:
+        """Read back a file of this folder; None where there is none."""
+        return path.read_bytes() if path.is_file() else None
+
+    def read_sidecar(self, path: Path) -> dict[str, Any]:
+        """What is said about an image; nothing where it or its sidecar is absent or damaged."""
+        sidecar = _sidecar_path(path)
+        if not (path.is_file() and sidecar.is_file()):
+            return {}
+        try:
+            return _read_json(sidecar)
+        except UserError:
+            return {}
+
     # --- records ---
 
     def read_record(self, path: Path) -> dict[str, Any]:
@@ -432,6 +502,11 @@ def _label(text: str) -> str:
     return "".join(letter for letter in text if letter.isascii() and letter.isalnum())
 
 
+def _desc(path: Path) -> str:
+    """The label of an image's `desc` entity."""
+    return path.name.split("_desc-")[1].split("_")[0]
+
+
 def _sidecar_path(path: Path) -> Path:
     return path.with_name(path.name.split(".")[0] + ".json")
 
@@ -443,12 +518,15 @@ def _is_rigid(affine: NDArray[np.float64]) -> bool:
 
 
 def _container() -> dict[str, str] | None:
-    """Return what the image says about itself in the environment."""
-    if tag := os.environ.get("BRAINAGE_DOCKER_TAG"):
-        return {"Type": "docker", "Tag": f"{NAME}:{tag}"}
-    if uri := os.environ.get("BRAINAGE_SINGULARITY_URL"):
-        return {"Type": "singularity", "URI": uri}
-    return None
+    """Return the image this runs in, which says its name in the environment."""
+    image = os.environ.get("BRAINAGE_IMAGE")
+    if not image:
+        return None
+    by_singularity = any(map(os.environ.get, ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")))
+    return {
+        "Type": "singularity" if by_singularity else "docker",
+        "Tag": f"{image}:{__version__}",
+    }
 
 
 def _check_owner(description: Mapping[str, Any], path: Path) -> list[str]:

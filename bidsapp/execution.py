@@ -1,4 +1,7 @@
-"""Scans side by side: a small crew of processes in which one bad scan cannot harm another."""
+"""Scans side by side: a small crew of processes in which one bad scan cannot harm another.
+
+A crew is whatever takes scans and gives answers: processes here, or a Dask cluster (`cluster`).
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from bidsapp.progress import Progress, progress_for
 from bidsapp.worker import Answer, serve
@@ -41,6 +44,31 @@ class Outcome:
     seconds: float
 
 
+class Crew(Protocol):
+    """Whoever works on scans; a context, on whose exit it lets go of those that are not done."""
+
+    @property
+    def places(self) -> int:
+        """How many scans it takes at once."""
+
+    @property
+    def cores(self) -> int:
+        """How many of them it works on at the same time, as far as it knows."""
+
+    @property
+    def busy(self) -> Sized:
+        """The scans that it has."""
+
+    def start(self, work: Work, index: int, scan: Scan) -> None:
+        """Take a scan; `index` says which one in the answer."""
+
+    def answers(self) -> Iterator[tuple[int, Answer]]:
+        """Yield the index of each scan that has just ended, and its answer; wait a moment."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_error: object) -> None: ...
+
+
 def run_scans(
     scans: Sequence[Scan],
     work: Work,
@@ -51,6 +79,7 @@ def run_scans(
     seed: int = 1,
     stop_on_first_crash: bool = False,
     progress: Progress | None = None,
+    crew: Crew | None = None,
 ) -> list[Outcome]:
     """Run `work` on every scan, in up to `nprocs` worker processes.
 
@@ -73,6 +102,8 @@ def run_scans(
         After a failure start no further scan; those running are finished.
     progress
         Where finished scans are announced; by default a bar on a terminal, lines elsewhere.
+    crew
+        Who does the work, instead of `nprocs` processes with `worker_environment`.
 
     Returns
     -------
@@ -84,13 +115,16 @@ def run_scans(
     KeyboardInterrupt, SystemExit
         After SIGINT, or SIGTERM (with code 143), once every worker has ended.
     """
-    nprocs = max(1, nprocs)
     queue = deque(enumerate(scans))
     outcomes: dict[int, Outcome] = {}
-    progress = progress or progress_for(len(scans), nprocs)
-    with _noted_signals() as noted, progress, _Crew(worker_environment(threads, seed)) as crew:
+    crew = crew or LocalCrew(worker_environment(threads, seed), max(1, nprocs))
+    with (
+        _noted_signals() as noted,
+        crew,
+        progress or progress_for(len(scans), crew.cores) as progress,
+    ):
         while (queue or crew.busy) and not noted:
-            while queue and len(crew.busy) < nprocs:
+            while queue and len(crew.busy) < crew.places:
                 crew.start(work, *queue.popleft())
             for index, answer in crew.answers():
                 outcome = Outcome(scans[index], answer.status, answer.message, answer.seconds)
@@ -146,68 +180,89 @@ def _noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class _Crew:
-    """The worker processes: started when needed, replaced when they die, all ended on exit."""
+class LocalCrew:
+    """Worker processes: started when needed, replaced when they die, all ended on exit."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], nprocs: int) -> None:
         self.environment = environment
-        self.idle: list[_Worker] = []
-        self.busy: dict[Connection, _Worker] = {}
+        self.cores = self.places = nprocs
+        self.idle: list[Worker] = []
+        self.busy: dict[Connection, Worker] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def start(self, work: Work, index: int, scan: Scan) -> None:
+        """Give a scan to a process that is idle, else to a new one."""
         self.idle = [worker for worker in self.idle if worker.process.is_alive()]
-        worker = self.idle.pop() if self.idle else _Worker(self.environment)
+        worker = self.idle.pop() if self.idle else self._new()
         self.busy[worker.connection] = worker
         worker.give(work, index, scan)
+
+    def _new(self) -> Worker:
+        return Worker(self.environment, log.getEffectiveLevel())
 
     def answers(self) -> Iterator[tuple[int, Answer]]:
         """Yield the index of each scan that has just ended, and its answer; wait a moment."""
         for connection in wait(list(self.busy), timeout=POLL):
             assert isinstance(connection, Connection)
             worker = self.busy[connection]
-            try:
-                message = connection.recv()
-            except (EOFError, OSError):  # the pipe has ended, and so has the process
-                message = worker.death()
+            message = worker.message()
             if isinstance(message, logging.LogRecord):
-                _log_here(message)
+                log_here(message)
                 continue
             del self.busy[connection]
             self.idle.append(worker)
             yield worker.index, message
 
     def __exit__(self, *_error: object) -> None:
-        for worker in self.busy.values():
-            worker.process.kill()
-        for worker in self.idle:
-            worker.connection.close()  # which it reads as the end of its work
-        for worker in [*self.idle, *self.busy.values()]:
-            worker.process.join(FAREWELL)
-            worker.process.kill()
+        end_workers(self.idle, self.busy.values())
 
 
-class _Worker:
-    """One process and the parent's end of its pipe."""
+def end_workers(idle: Collection[Worker], busy: Collection[Worker]) -> None:
+    """End processes; the idle ones by themselves."""
+    for worker in busy:
+        worker.process.kill()
+    for worker in idle:
+        worker.connection.close()  # which it reads as the end of its work
+    for worker in [*idle, *busy]:
+        worker.process.join(FAREWELL)
+        worker.process.kill()
+        worker.process.join(FAREWELL)
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+
+class Worker:
+    """One process and the parent's end of its pipe.
+
+    It logs from `log_level` on, and ends by itself after `idle_seconds` without work.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str], log_level: int, idle_seconds: float | None = None
+    ) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         # Neither torch nor ITK survives a fork.
         self.process = multiprocessing.get_context("spawn").Process(
-            target=serve, args=(theirs, log.getEffectiveLevel()), daemon=True
+            target=serve, args=(theirs, log_level, idle_seconds), daemon=True
         )
         with _inherited(environment):
             self.process.start()
         theirs.close()  # the child holds the only other end: its death ends the pipe
 
     def give(self, work: Work, index: int, scan: Scan) -> None:
+        """Let the process work on a scan."""
         self.index, self.scan, self.since = index, scan, time.monotonic()
         with suppress(BrokenPipeError):  # died meanwhile: the next read of the pipe tells
             self.connection.send((work, scan))
 
-    def death(self) -> Answer:
+    def message(self) -> Answer | logging.LogRecord:
+        """Wait for what the process says next: the answer, or a log record before it."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):  # the pipe has ended, and so has the process
+            return self._death()
+
+    def _death(self) -> Answer:
         self.process.join(FAREWELL)
         code = self.process.exitcode
         self.process.kill()
@@ -239,7 +294,8 @@ def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _log_here(record: logging.LogRecord) -> None:
+def log_here(record: logging.LogRecord) -> None:
+    """Log in this process what another one has to say."""
     logger = logging.getLogger(record.name)
     if logger.isEnabledFor(record.levelno):
         logger.handle(record)

@@ -1,76 +1,266 @@
-"""The group level: the records of all scans become one table.
+"""The group level: from the records of all scans to corrected gaps, tests and a report.
 
-Needs the output folder alone. Bias correction and statistics of the brain-age gap will stand on
-this table.
+Needs the output folder; the tables of the data set where they are there. No image is read.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
-from bidsapp import logs
-from bidsapp.derivatives import Derivatives, new_run_id
-from bidsapp.errors import NothingToDo
+import pandas as pd
+
+import models
+from bidsapp import __version__, group_tables, logs, report
+from bidsapp.analysis import (
+    ModelResult,
+    analyse_model,
+    compare_gaps,
+    main_model,
+    measure_accuracy,
+)
+from bidsapp.cohort import Cohort, collect
+from bidsapp.derivatives import NAME, Derivatives, new_run_id
+from bidsapp.errors import UserError
+from bidsapp.reporting.group_methods import Account
+from bidsapp.reporting.group_page import Results
 from bidsapp.settings import Settings
+from bidsapp.statistics.association import Contrast, parse_contrast
+from bidsapp.statistics.bias_correction import Correction
+from bidsapp.statistics.reliability import Reliability, change, reliability
+from bidsapp.statistics.verdict import Verdict
+from bidsapp.study import study_name
 
 log = logging.getLogger(__name__)
 
-YEARS = "years"
-COLUMNS: dict[str, Any] = {
-    "participant_id": "Participant",
-    "session_id": "Session",
-    "source": "BIDS URI of the scan",
-    "model": "Model that predicted; 'ensemble' is the combination of all",
-    "age": {"Description": "Chronological age at the scan", "Units": YEARS},
-    "sex": {"Description": "Sex", "Levels": {"F": "female", "M": "male"}},
-    "site": "Site of the scan",
-    "group": "Group of the participant",
-    "predicted_age": {"Description": "Predicted age", "Units": YEARS},
-    "standard_deviation": {"Description": "Standard deviation of its error", "Units": YEARS},
-    "interval_low": {"Description": "Lower bound of the prediction interval", "Units": YEARS},
-    "interval_high": {"Description": "Upper bound of the prediction interval", "Units": YEARS},
-    "brain_age_gap": {"Description": "Predicted minus chronological age", "Units": YEARS},
-    "quality_passed": "Whether no quality figure was out of its range",
-    "quality_flags": "Quality figures out of their range",
-}
+COLUMNS = group_tables.BRAINAGE
 
 
 def run(settings: Settings) -> int:
-    """Collect the records below the output folder into ``group_brainage.tsv``.
+    """Analyse the records below the output folder.
 
     Raises
     ------
     NothingToDo
         If there is no record with a prediction.
+    UserError
+        If an option does not fit the data, or records do not compare.
     """
     out = Derivatives(settings.output_dir, settings.bids_dir, settings.template)
-    rows = [row for record in out.records() for row in _rows(record)]
-    if not rows:
-        raise NothingToDo(
-            f"{settings.output_dir} holds no predictions (in *_brainage.json); run the "
-            "participant level first."
-        )
-    out.prepare()
+    cohort = collect(out, settings)
+    earlier = _earlier_corrections(cohort, settings)
+    contrasts = _contrasts(cohort, settings)
     with logs.to_console_and_file(out.log_dir(new_run_id()) / "log.txt", settings.log_level):
-        out.write_table(out.group("brainage.tsv"), rows, COLUMNS)
-        people = {row["participant_id"] for row in rows}
-        log.info("Group table: %s (%d participants)", out.group("brainage.tsv"), len(people))
+        for warning in out.prepare():
+            log.warning("%s", warning)
+        _say(cohort.counts, cohort.verdicts)
+        results = {
+            model: analyse_model(model, cohort, settings, earlier.get(model))
+            for model in cohort.predictions
+        }
+        distinct = [results[model] for model in cohort.distinct_models]
+        accuracy = measure_accuracy(distinct, settings)
+        tests, design = compare_gaps(distinct, cohort, contrasts, settings)
+        repeats = {each.model: reliability(each.sample) for each in distinct}
+        seen = [verdict for each in distinct for verdict in _seen_in_training(each.model, out)]
+        findings = [*seen, *design, *_of_models(distinct, repeats)]
+        _say((), findings)
+
+        tables = {
+            "accuracy": accuracy,
+            "statistics": tests,
+            "reliability": _reliability_table(repeats),
+        }
+        verdicts = [*cohort.verdicts, *findings]
+        _write(out, results, tables, _corrections(results, verdicts, cohort, settings))
+        page = _page(distinct, tables, repeats, verdicts, cohort, settings)
+        figures = report.write_group_figures(page, out)
+        report.write_group(page, figures, out)
+        if settings.importance_at("group"):
+            from bidsapp import explain_group  # brings in torch
+
+            report.write_group(page, figures, out, explain_group.population(settings, out))
+        people = cohort.scans["participant_id"].nunique()
+        log.info("Group table: %s (%d participants)", out.group("brainage.tsv"), people)
     return 0
 
 
-def _rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row per model that predicted the scan."""
-    about = {name: record.get(name) for name in COLUMNS}
-    quality = record["quality"]
-    for model, prediction in record["predictions"].items():
-        low, high = prediction["interval"]
-        yield about | {
-            "model": model,
-            **{name: prediction[name] for name in COLUMNS if name in prediction},
-            "interval_low": low,
-            "interval_high": high,
-            "quality_passed": quality["passed"],
-            "quality_flags": ",".join(quality["flags"]),
-        }
+def _earlier_corrections(cohort: Cohort, settings: Settings) -> dict[str, Correction]:
+    """Corrections of an earlier study, for the models of this one."""
+    path = settings.bias_correction_from
+    if path is None:
+        return {}
+    flag = f"--bias-correction-from {path}"
+    try:
+        of_models = json.loads(path.read_text(encoding="utf-8-sig"))["models"]
+        there = {model: each for model, each in of_models.items() if each["correction"]}
+        found = {model: Correction.from_json(each["correction"]) for model, each in there.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{flag} is no group_bias_correction.json of a group level: {error}."
+        ) from error
+    for model in cohort.distinct_models:
+        if model not in found:
+            names = ", ".join(found) or "no model"
+            raise UserError(f"{flag} has no correction for {model}; it has some for {names}.")
+        known, here = there[model].get("weights_sha256") or [], cohort.weights.get(model, ())
+        if set(here) - set(known) and not settings.allow_mixed:
+            raise UserError(
+                f"{flag} was fitted on other weights of {model} than those that made these "
+                "records; fit it again, or apply it all the same with --allow-mixed."
+            )
+    return found
+
+
+def _contrasts(cohort: Cohort, settings: Settings) -> tuple[Contrast, ...]:
+    """The contrasts that were asked for."""
+    columns = {name.lower(): name for name in ("group", "sex", "site")}
+    found = []
+    for text in settings.contrast:
+        column, colon, sides = text.partition(":")
+        column = column.strip()
+        text = f"{columns.get(column.lower(), column)}:{sides}" if colon else text
+        found.append(parse_contrast(text, cohort.scans))
+    return tuple(found)
+
+
+def _seen_in_training(model: str, out: Derivatives) -> Iterator[Verdict]:
+    """Warn where a model was trained on a data set of this name."""
+    if model not in models.known():
+        return
+    trained_on = set(models.card(model).training.get("datasets", ()))
+    if same := sorted(trained_on & out.source_names()):
+        text = (
+            f"{model} was trained on a data set of the same name ({', '.join(same)}). If these "
+            "scans were part of it, its errors and gaps are too small and its intervals too "
+            "narrow: only predictions out of fold would tell."
+        )
+        yield Verdict("seen_in_training", text)
+
+
+def _of_models(
+    results: Sequence[ModelResult], repeats: Mapping[str, Reliability]
+) -> Iterator[Verdict]:
+    """Verdicts of the steps of all models."""
+    of: dict[Verdict, list[str]] = {}
+    for result in results:
+        more = repeats[result.model].verdicts if repeats[result.model].participants else ()
+        for each in (*result.verdicts, *more):
+            of.setdefault(each, []).append(result.model)
+    for verdict, names in of.items():
+        of_all = len(names) == len(results)
+        lead = "" if of_all else f"{', '.join(names)}: "
+        yield replace(verdict, text=f"{lead}{verdict.text}")
+
+
+def _say(counts: Sequence[tuple[str, int]], verdicts: Sequence[Verdict]) -> None:
+    for words, number in counts:
+        log.info("%s: %d", words, number)
+    for verdict in verdicts:
+        level = logging.INFO if verdict.severity == "note" else logging.WARNING
+        log.log(level, "%s", verdict.text)
+
+
+# --- what is written ---
+
+
+def _write(
+    out: Derivatives,
+    results: Mapping[str, ModelResult],
+    tables: Mapping[str, pd.DataFrame],
+    corrections: Mapping[str, Any],
+) -> None:
+    """Write all tables; one without rows is removed, should an earlier run have left it."""
+    out.write_table(out.group("brainage.tsv"), _rows(results), COLUMNS)
+    for name, table in tables.items():
+        path = out.group(f"{name}.tsv")
+        if len(table):
+            out.write_table(path, table.to_dict("records"), group_tables.OF[name])
+        else:
+            out.remove(path)
+            out.remove(path.with_suffix(".json"))
+    out.write_json(out.group("bias_correction.json"), corrections)
+
+
+def _rows(results: Mapping[str, ModelResult]) -> Iterator[dict[str, Any]]:
+    """The group table, scan by scan and model by model."""
+    names = list(COLUMNS)
+    tables = [each.frame[names].itertuples(index=False, name=None) for each in results.values()]
+    for rows in zip(*tables, strict=True):
+        for row in rows:
+            yield dict(zip(names, row, strict=True))
+
+
+def _reliability_table(repeats: Mapping[str, Reliability]) -> pd.DataFrame:
+    tables = [each.table.assign(model=model) for model, each in repeats.items() if len(each.table)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _page(
+    results: Sequence[ModelResult],
+    tables: Mapping[str, pd.DataFrame],
+    repeats: Mapping[str, Reliability],
+    verdicts: Sequence[Verdict],
+    cohort: Cohort,
+    settings: Settings,
+) -> Results:
+    """All that the report shows, the main model first."""
+    main = main_model(results)
+    ordered = [main, *(each for each in results if each is not main)]
+    changes = {each.model: change(each.sample) for each in ordered}
+    pairs = {each.model: repeats[each.model].bland_altman for each in ordered}
+    account = Account(
+        scans=len(cohort.scans),
+        participants=cohort.scans["participant_id"].nunique(),
+        reference=cohort.reference,
+        titles=report.model_titles(each.model for each in ordered),
+        weights=cohort.weights,
+        versions=cohort.versions,
+        counts=cohort.counts,
+        corrections={e.model: e.correction.to_json() if e.correction else None for e in ordered},
+        calibrations={each.model: each.calibration for each in ordered},
+        tests=tables["statistics"],
+        reliability=tables["reliability"],
+        changed=any(change.method != "none" for change in changes.values()),
+        options={item.name: getattr(settings, item.name) for item in fields(settings)},
+    )
+    return Results(
+        study=study_name(settings.bids_dir),
+        main=main.model,
+        frames={each.model: each.frame.assign(tested=each.tested) for each in ordered},
+        **tables,
+        changes=changes,
+        decades={each.model: each.decades for each in ordered},
+        coverages={each.model: each.coverages for each in ordered},
+        pairs={model: of["brain_age_gap"] for model, of in pairs.items() if "brain_age_gap" in of},
+        verdicts=verdicts,
+        account=account,
+    )
+
+
+def _corrections(
+    results: Mapping[str, ModelResult],
+    verdicts: Sequence[Verdict],
+    cohort: Cohort,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Content of group_bias_correction.json."""
+    return {
+        "GeneratedBy": {"Name": NAME, "Version": __version__},
+        "reference": cohort.reference,
+        "models": {
+            model: {
+                "weights_sha256": list(cohort.weights.get(model, ())),
+                "correction": result.correction.to_json() if result.correction else None,
+                "correction_from": str(settings.bias_correction_from or "") or None,
+                "site_effects": result.site_effects,
+                "calibration": result.calibration,
+                "verdicts": [vars(verdict) for verdict in result.verdicts],
+            }
+            for model, result in results.items()
+        },
+        "verdicts": [vars(verdict) for verdict in verdicts],
+    }

@@ -22,7 +22,7 @@ import models
 from bidsapp import logs, report
 from bidsapp.derivatives import Derivatives, new_run_id
 from bidsapp.errors import ScanError, UserError
-from bidsapp.execution import run_scans
+from bidsapp.execution import Crew, run_scans, worker_environment
 from bidsapp.fingerprint import fingerprint, software
 from bidsapp.settings import Settings
 from bidsapp.study import Scan, load_study
@@ -58,7 +58,8 @@ def run(settings: Settings) -> int:
     names = _model_names(settings)
     if settings.dry_run:
         for scan in study.scans:
-            print(f"{scan.stem}: {scan.path} -> {out.record(scan)}")
+            record = out.record(scan)
+            print(f"{scan.stem}: {scan.path} -> {record}{' (done)' if record.exists() else ''}")
         return 0
     if not settings.reports_only:
         _check_resources(settings, names)
@@ -69,7 +70,7 @@ def run(settings: Settings) -> int:
         for warning in warnings:
             log.warning("%s", warning)
         failed = 0 if settings.reports_only else _process_all(study.scans, settings, out, run_id)
-        report.write_participants(study.scans, out, names)
+        report.write_participants(study.scans, out, names, settings.output_level == "full")
     return 1 if failed else 0
 
 
@@ -90,6 +91,7 @@ def _process_all(
         seed=settings.random_seed,
         crash=lambda scan, text: out.write_text(out.crash(run_id, scan.stem), text),
         stop_on_first_crash=settings.stop_on_first_crash,
+        crew=_cluster(settings) if settings.dask_scheduler else None,
     )
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     done = sum(outcome.status == "done" for outcome in outcomes)
@@ -99,6 +101,21 @@ def _process_all(
         log.error("%s failed: %s (%s)", outcome.scan.stem, outcome.message,
                   out.crash(run_id, outcome.scan.stem))  # fmt: skip
     return len(failed)
+
+
+def _cluster(settings: Settings) -> Crew:
+    try:
+        from bidsapp.cluster import DaskCrew
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--dask-scheduler needs Dask ({error}); install 'distributed'."
+        ) from error
+    return DaskCrew(
+        str(settings.dask_scheduler),
+        worker_environment(settings.omp_nthreads, settings.random_seed),
+        settings.output_dir,
+        all_at_once=not settings.stop_on_first_crash,
+    )
 
 
 # --- one scan, in a worker process ---
@@ -169,7 +186,8 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
         scan, digest, settings, tools.template.sha256, tools.segmentation_sha256, cards
     )
     earlier = _earlier_record(scan, out)
-    if earlier.get("fingerprint") == key and not _missing(scan, settings, out):
+    todo = _maps_to_make(scan, key, tools, settings, out)
+    if earlier.get("fingerprint") == key and _complete(scan, settings, out) and not todo:
         return "skipped"
     out.remove_stale(out.record(scan).parent)
     if _can_reuse(earlier, key, scan, settings, tools, out):
@@ -180,12 +198,17 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
             log.warning("%s", warning)
         with _naming(scan):
             prepared = preprocess(t1w, tools, settings)
-        _write_images(prepared, scan, settings, out)
-        with _timed("figures", prepared.seconds):
-            found = prepared.segmentation
-            report.write_figures(scan, found, prepared.brain, tools.template_brain, out)
+        if settings.output_level == "minimal":
+            _remove_images(scan, settings, out)
+        else:
+            _write_images(prepared, scan, settings, out)
+            with _timed("figures", prepared.seconds):
+                found = prepared.segmentation
+                report.write_figures(scan, found, prepared.brain, tools.template_brain, out)
     with _naming(scan):
         predictions = predict(prepared, scan, tools)
+        if todo:
+            _explain(prepared, scan, todo, tools, settings, out)
     out.write_json(out.record(scan), _record(scan, prepared, predictions, key))
     return "done"
 
@@ -229,7 +252,7 @@ def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
 
 def predict(prepared: Prepared, scan: Scan, tools: Toolbox) -> dict[str, dict[str, Any]]:
     """The age each model sees, and their combination under ``ensemble``."""
-    from models.ensemble import combine
+    from models.ensemble import combine, within_ages
 
     who, found = scan.demographics, {}
     for name, model in tools.models.items():
@@ -244,7 +267,8 @@ def predict(prepared: Prepared, scan: Scan, tools: Toolbox) -> dict[str, dict[st
         | {"weights_sha256": cards[name].weights_sha256, "license": cards[name].license}
         for name, prediction in found.items()
     }
-    entries["ensemble"] = asdict(combine(list(found.values())))
+    ages = [card.contract.ages for card in cards.values()]
+    entries["ensemble"] = asdict(combine(within_ages(list(found.values()), ages)))
     for entry in entries.values():
         entry["brain_age_gap"] = None if who.age is None else entry["predicted_age"] - who.age
     return entries
@@ -254,13 +278,21 @@ def model_image(
     prepared: Prepared, contract: InputContract, tools: Toolbox
 ) -> NDArray[np.float32]:
     """The brain as a model's contract wants it: its grid and its intensities."""
+    return _on_model_grid(prepared, contract, tools)[0]
+
+
+def _on_model_grid(
+    prepared: Prepared, contract: InputContract, tools: Toolbox
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
+    """Image and mask of a model's contract, and from voxels of the standard grid to its (4, 4)."""
     from bidsapp.preprocessing import registration
     from bidsapp.preprocessing.resampling import resample
     from bidsapp.preprocessing.templates import load_template
     from models import intensity
 
     if _takes_standard_grid(contract, tools.template.name):
-        return intensity.scale(prepared.brain.data, prepared.levels, contract.intensity)
+        image = intensity.scale(prepared.brain.data, prepared.levels, contract.intensity)
+        return image, prepared.mask, np.eye(4)
     native = prepared.native
     assert native is not None  # _can_reuse sees to it
     place = contract.template, contract.degrees_of_freedom
@@ -272,7 +304,36 @@ def model_image(
     mask = native.corrected.with_data(native.segmentation.brain.astype(np.float32))
     inside = resample(mask, to_scan, contract.shape, affine, order=1).data > 0.5
     image = resample(native.corrected, to_scan, contract.shape, affine).data.clip(0) * inside
-    return intensity.scale(image, prepared.levels, contract.intensity)
+    image = intensity.scale(image, prepared.levels, contract.intensity)
+    from_standard = np.linalg.inv(to_scan @ affine) @ native.to_scan @ prepared.brain.affine
+    return image, inside, from_standard
+
+
+def _maps_to_make(
+    scan: Scan, key: dict[str, str], tools: Toolbox, settings: Settings, out: Derivatives
+) -> dict[tuple[str, str], str]:
+    """Importance maps that were asked for and are not there, with their fingerprints."""
+    if not settings.importance_at("participant"):
+        return {}
+    from bidsapp import explain
+
+    return explain.wanted(scan, key["prediction"], tools.models, settings, out)
+
+
+def _explain(
+    prepared: Prepared, scan: Scan, todo: dict[tuple[str, str], str], tools: Toolbox,
+    settings: Settings, out: Derivatives,
+) -> None:  # fmt: skip
+    from bidsapp import explain
+    from bidsapp.importance.brain import Brain
+
+    def view(name: str) -> explain.View:
+        contract = tools.models[name].card.contract
+        image, mask, from_standard = _on_model_grid(prepared, contract, tools)
+        return explain.View(Brain(image, mask, scan.demographics.sex), from_standard)
+
+    what = explain.Explained(scan, view, prepared.mask, tools.template_brain)
+    explain.write_maps(what, todo, tools.models, settings, out)
 
 
 @lru_cache(maxsize=1)
@@ -304,15 +365,16 @@ def toolbox(settings: Settings) -> Toolbox:
 
 
 def _model_names(settings: Settings) -> tuple[str, ...]:
-    """The models to run: those asked for, else all embedded ones and the user's own."""
-    names = settings.models or (*models.embedded(), *settings.model_paths)
+    """The models to run: those asked for, else all whose weights are here and the user's own."""
+    ready = models.available()
+    names = settings.models or (*ready, *settings.model_paths)
     for name in names:
-        if name in settings.model_paths or name in models.embedded():
+        if name in settings.model_paths or name in ready:
             continue
         if name in models.known():
             raise UserError(
-                f"--models {name}: its weights are not part of this software; get them and name "
-                f"them with --model-file {name}=PATH."
+                f"--models {name}: its weights are not part of this software; "
+                f"{registry.how_to_get(models.card(name))}."
             )
         known = ", ".join(models.known()) or "none"
         raise UserError(f"--models: there is no model '{name}'; known are {known}.")
@@ -321,13 +383,19 @@ def _model_names(settings: Settings) -> tuple[str, ...]:
 
 def _check_resources(settings: Settings, names: tuple[str, ...]) -> None:
     """Learn once, and before the first scan, that a template or a GPU is missing."""
-    cards = [models.card(name) for name in names if name not in settings.model_paths]
-    wanted = {settings.template, *(card.contract.template for card in cards)}
-    for template in sorted(wanted - {Settings.template}):  # the default one is bundled
-        from bidsapp.preprocessing.templates import load_template
+    from bidsapp.preprocessing.templates import load_template
 
-        load_template(template)
-    if settings.device == "cuda":
+    wanted = {settings.template: ""}
+    for name in names:
+        if name not in settings.model_paths:
+            why = f"The model '{name}' wants another template; --models can leave it out. "
+            wanted.setdefault(models.card(name).contract.template, why)
+    for template in sorted(wanted.keys() - {Settings.template}):  # the default one is bundled
+        try:
+            load_template(template)
+        except UserError as error:
+            raise UserError(f"{wanted[template]}{error}") from error
+    if settings.device == "cuda" and not settings.dask_scheduler:  # this may be a login node
         import torch
 
         if not torch.cuda.is_available():
@@ -360,6 +428,11 @@ def _images(scan: Scan, settings: Settings, out: Derivatives) -> dict[str, Any]:
 
 def _missing(scan: Scan, settings: Settings, out: Derivatives) -> list[str]:
     return [n for n, path in _images(scan, settings, out).items() if not path.exists()]
+
+
+def _complete(scan: Scan, settings: Settings, out: Derivatives) -> bool:
+    """Whether all the images are there that the settings want to be kept."""
+    return settings.output_level == "minimal" or not _missing(scan, settings, out)
 
 
 def _earlier_record(scan: Scan, out: Derivatives) -> dict[str, Any]:
@@ -425,6 +498,16 @@ def _write_images(prepared: Prepared, scan: Scan, settings: Settings, out: Deriv
     out.write_image(
         paths["template_mask"], prepared.mask.astype(np.uint8), brain.affine, in_template, np.uint8
     )
+
+
+def _remove_images(scan: Scan, settings: Settings, out: Derivatives) -> None:
+    """Remove what an earlier run of another output level has left, and the new record belies."""
+    out.remove(out.record(scan))
+    for path in _images(scan, settings, out).values():
+        out.remove_with_sidecar(path)
+    for name in report.FIGURES:
+        out.remove(out.figure(scan.participant_id, scan.stem, name))
+    out.remove(out.report(scan.participant_id))
 
 
 def _record(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as RichProgress
 
     from bidsapp.execution import Outcome
 
@@ -113,3 +115,44 @@ class ProgressBar(Progress):
         """Do so, and move the bar."""
         super().finished(outcome)
         self._bar.update(self._task, advance=1, left=self.left())
+
+
+class Steps:
+    """How far one long computation is: a bar on a terminal, a log line per tenth elsewhere."""
+
+    def __init__(self, name: str, stream: IO[str] | None = None) -> None:
+        self.name, self._stream = name, stream or sys.stderr
+        self._said = -1
+        self._bar: RichProgress | None = None
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._stream.isatty():
+            from rich import progress as rich
+
+            self._bar = rich.Progress(
+                rich.TextColumn(self.name),
+                rich.BarColumn(),
+                rich.MofNCompleteColumn(),
+                rich.TimeRemainingColumn(),
+                rich.TextColumn("{task.description}"),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, words: str = "") -> None:
+        """`done` of `total` steps are done."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, total=total, description=words)
+        tenth = 10 * done // max(1, total)
+        if tenth > self._said and done:
+            self._said = tenth
+            left = (time.monotonic() - self._since) / done * (total - done)
+            end = f"about {duration(left)} left" if done < total else ""
+            said = ", ".join(filter(None, [f"{self.name}: {done} of {total}", words, end]))
+            log.log(logging.DEBUG if self._bar else logging.INFO, "%s", said)

@@ -14,7 +14,9 @@ from bidsapp.errors import UserError
 from bidsapp.resources import available_cpus, available_memory_gb, default_nprocs
 
 LEVELS = ("participant", "group")
-IMPORTANCE_METHODS: tuple[str, ...] = ()
+IMPORTANCE_METHODS = ("noise", "gradcam", "attention", "occlusion")
+BIAS_CORRECTIONS = ("offset", "cole", "smith", "none")
+BIAS_DEGREES = ("auto", "1", "2", "3", "bic")
 GB_PER_SCAN = 2.0
 
 
@@ -93,9 +95,16 @@ class Settings:
         "upper bound on memory in GB, over all processes", None, minimum=0.1
     )
     low_mem: bool = option("use less memory: one scan after the other", False)
+    dask_scheduler: str | None = option(
+        "send the scans to a Dask cluster, in place of --nprocs: the address of its scheduler or "
+        "its scheduler file; its workers must see the same folders",
+        None,
+    )
 
     models: tuple[str, ...] = option(
-        "brain-age models to run; all that come with their weights by default", ()
+        "brain-age models to run; by default all whose weights are part of this software or were "
+        "fetched (python -m models fetch)",
+        (),
     )
     model_file: tuple[str, ...] = option(
         "use these weights for a model: NAME=PATH, where PATH is a model folder or a .safetensors "
@@ -108,9 +117,30 @@ class Settings:
         choices=("auto", "cpu", "cuda"),
     )
     importance: tuple[str, ...] = option(
-        "methods that map where in the brain a prediction comes from",
+        "methods that map where in the brain a prediction comes from; 'auto' is noise at the "
+        "group level, from the images of the participant level, and none at the participant level",
+        ("auto",),
+        choices=("auto", "none", *IMPORTANCE_METHODS),
+    )
+    importance_max_scans: int = option(
+        "scans that the maps of the group level are made from, spread over all ages",
+        100,
+        minimum=2,
+    )
+    importance_check: bool = option(
+        "test whether the maps of the group level mean something: weights randomised layer by "
+        "layer, important places erased, methods compared",
+        False,
+    )
+    noise_model: tuple[str, ...] = option(
+        "fitted noise models to use, at either level, in place of those that come with the models "
+        "or are fitted at the group level",
         (),
-        choices=("none", *IMPORTANCE_METHODS),
+    )
+    atlas: tuple[str, ...] = option(
+        "atlas for region tables: a NIfTI file of labels in the template's space, and its table "
+        "(TSV with index, name and, if known, hemisphere); CerebrA from TemplateFlow by default",
+        (),
     )
 
     template: str = option(
@@ -123,9 +153,70 @@ class Settings:
         choices=("auto", "skip", "force"),
     )
 
+    reference: str | None = option(
+        "who the healthy reference is, as COLUMN=VALUE; by default the usual words for controls "
+        "in the column group, diagnosis or dx, and everybody where there are none",
+        None,
+    )
+    covariates: tuple[str, ...] = option(
+        "columns of participants.tsv, sessions.tsv or the phenotype file to adjust for, beside "
+        "age, its square, sex and site",
+        (),
+    )
+    phenotype: Path | None = option(
+        "TSV file with the column participant_id, and session_id where it matters, that holds "
+        "more columns",
+        None,
+    )
+    phenotype_terms: tuple[str, ...] = option(
+        "columns to test against the brain-age gap: numbers by partial correlation, two values by "
+        "logistic regression",
+        (),
+    )
+    contrast: tuple[str, ...] = option(
+        "two groups to compare, as 'COLUMN: A - B', such as 'group: AD - control'; by default "
+        "every group with the reference",
+        (),
+    )
+    permutations: int = option(
+        "permutations per test (Freedman-Lane); 0 for none", 10_000, minimum=0
+    )
+    bias_correction: str = option(
+        "how the dependence of the gap on age is removed, as fitted on the reference",
+        "offset",
+        choices=BIAS_CORRECTIONS,
+    )
+    bias_degree: str = option(
+        "degree of the curve of age in the correction; 'auto' is 1, and 2 for smith; 'bic' lets "
+        "the data choose",
+        "auto",
+        choices=BIAS_DEGREES,
+    )
+    bias_robust: bool = option("fit the correction robustly (Huber)", False)
+    bias_force: bool = option("correct even where a guard advises against it", False)
+    bias_correction_from: Path | None = option(
+        "apply the correction of an earlier study: its group_bias_correction.json", None
+    )
+    harmonize: bool = option(
+        "remove shift and spread of each site from the gap, as fitted on the site's reference",
+        False,
+    )
+    include_failed_quality: bool = option("use scans that failed quality in fits as well", False)
+    allow_mixed: bool = option(
+        "analyse records together that other versions or weights have made", False
+    )
+
+    output_level: str = option(
+        "what is kept of a scan: 'full', or 'minimal', its record alone: no images, transforms, "
+        "pictures or page",
+        "full",
+        choices=("minimal", "full"),
+    )
     reports_only: bool = option("only write the reports again, from existing outputs", False)
     stop_on_first_crash: bool = option("stop at the first scan that fails", False)
-    dry_run: bool = option("list what would be processed, and write nothing", False)
+    dry_run: bool = option(
+        "list what would be processed, and which scans have a record already; write nothing", False
+    )
     random_seed: int = option("seed of everything random", 1, minimum=0)
     verbose: int = option("say more; repeat for more still", 0, minimum=0)
     notrack: bool = option("accepted for compatibility; this program never sends anything", False)
@@ -144,6 +235,11 @@ class Settings:
         self._set("participant_label", _labels(self.participant_label, "sub-"))
         self._set("session_label", _labels(self.session_label, "ses-"))
         self._set("importance", tuple(name for name in self.importance if name != "none"))
+        if len(self.atlas) not in (0, 2):
+            raise UserError("--atlas takes two files: the label image and its table.")
+        for name in ("atlas", "noise_model"):
+            files = (Path(file).expanduser().absolute() for file in getattr(self, name))
+            self._set(name, tuple(map(str, files)))
         if self.low_mem:
             self._set("nprocs", 1)
         elif self.nprocs == 0:
@@ -162,6 +258,12 @@ class Settings:
     def log_level(self) -> int:
         """Level for the logging module: a line per scan; each -v lowers it by 5, down to DEBUG."""
         return max(20 - 5 * self.verbose, 10)
+
+    def importance_at(self, level: str) -> tuple[str, ...]:
+        """The methods that map importance at a level."""
+        default = {"group": ("noise",)}.get(level, ())
+        named = (name for name in self.importance if name != "auto")
+        return tuple(dict.fromkeys((*(default if "auto" in self.importance else ()), *named)))
 
     @property
     def model_paths(self) -> dict[str, Path]:

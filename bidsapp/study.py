@@ -10,11 +10,26 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from bidsapp.demographics import Demographics, Remarks, Table, demographics, read_table
+from bidsapp.demographics import (
+    Demographics,
+    Remarks,
+    Table,
+    cells_of,
+    demographics,
+    read_table,
+)
 from bidsapp.errors import NothingToDo, UserError
 from bidsapp.settings import Settings
 
-__all__ = ["Demographics", "Scan", "Study", "load_study"]
+__all__ = [
+    "Demographics",
+    "People",
+    "Scan",
+    "Study",
+    "load_study",
+    "phenotype_table",
+    "study_name",
+]
 
 _EXTENSIONS = (".nii.gz", ".nii")
 
@@ -64,7 +79,7 @@ def load_study(settings: Settings) -> Study:
         No T1w image matches.
     """
     root = settings.bids_dir
-    description, warnings = _describe(root)
+    _, warnings = _describe(root)
     _check_labels(settings.participant_label, _participants(root), root)
     scans, remarks = _scans(_query(settings), root, settings)
     warnings += remarks
@@ -74,10 +89,18 @@ def load_study(settings: Settings) -> Study:
     without = sorted(asked - {scan.participant_id for scan in scans})
     if without:
         warnings.append(f"{root}: no T1w image matches for {', '.join(without)}")
-    people = _People(root)
+    people = People(root)
     scans = [people.scan(scan) for scan in scans]
     warnings += people.warnings(scans)
-    return Study(root, str(description.get("Name") or root.name), tuple(scans), tuple(warnings))
+    return Study(root, study_name(root), tuple(scans), tuple(warnings))
+
+
+def study_name(root: Path) -> str:
+    """Name of a data set: what its description says, or else that of its folder."""
+    try:
+        return str(_describe(root)[0].get("Name") or root.name)
+    except UserError:
+        return root.name
 
 
 def _describe(root: Path) -> tuple[dict[str, Any], list[str]]:
@@ -239,7 +262,31 @@ def _nothing(settings: Settings, remarks: Sequence[str]) -> str:
     return f"{settings.bids_dir}: no T1w image{matching}{left_out}{more}."
 
 
-class _People:
+def phenotype_table(path: Path) -> Table:
+    """Read a table of more columns about the participants, by the column ``participant_id``.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, or lacks that column.
+    """
+    sidecar = path.with_suffix(".json")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        described = json.loads(sidecar.read_text("utf-8-sig")) if sidecar.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"--phenotype {path} cannot be read: {error}.") from error
+    described = described if isinstance(described, dict) else {}
+    table = read_table(text, path.name, "participant_id", described, "sub-")
+    if "participant_id" not in table.columns:
+        raise UserError(
+            f"--phenotype {path} has no column participant_id; it must be a table with tabs "
+            "between its columns and their names in its first row."
+        )
+    return table
+
+
+class People:
     """The tables of a data set: participants.tsv, and per participant sessions and scans."""
 
     def __init__(self, root: Path) -> None:
@@ -254,6 +301,15 @@ class _People:
 
     def scan(self, scan: Scan) -> Scan:
         """Return the scan with its demographics; age at the scan or session comes first."""
+        found = demographics(self._lookups(scan), scan.session_id, self.remarks)
+        return replace(scan, demographics=found)
+
+    def cells(self, scan: Scan, columns: Sequence[str]) -> dict[str, str]:
+        """Return what the tables say about a scan in these columns (lower case)."""
+        return cells_of(self._lookups(scan), columns, scan.session_id, self.remarks)
+
+    def _lookups(self, scan: Scan) -> list[tuple[Table, str]]:
+        """Return the tables that know a scan, the most specific first, and its key in each."""
         participant, session = scan.participant_id, scan.session_id
         above = self.root / participant
         folder = above / session if session else above
@@ -276,12 +332,15 @@ class _People:
             lookups.append((sessions, session))
         if self.participants:
             lookups.append((self.participants, participant))
-        found = demographics(lookups, session, self.remarks)
-        return replace(scan, demographics=found)
+        return lookups
+
+    def messages(self) -> list[str]:
+        """Return what is wrong with the tables themselves, so far as they were read."""
+        return [*self.unreadable, *self.remarks.lines()]
 
     def warnings(self, scans: Sequence[Scan]) -> list[str]:
         """Return all there is to say about the tables, now that every scan was looked up."""
-        warnings = [*self.unreadable, *self.remarks.lines()]
+        warnings = self.messages()
         table = self.participants
         if table is None:
             warnings.append(f"{self.root} has no participants.tsv")

@@ -29,8 +29,8 @@ class Answer(NamedTuple):
     seconds: float
 
 
-def serve(connection: Connection, log_level: int) -> None:
-    """Answer every ``(work, scan)`` that comes through the pipe, until it ends.
+def serve(connection: Connection, log_level: int, idle_seconds: float | None = None) -> None:
+    """Answer every ``(work, scan)`` that comes through the pipe, until it ends or is silent.
 
     Log records and warnings go to the parent through the same pipe.
     """
@@ -40,7 +40,7 @@ def serve(connection: Connection, log_level: int) -> None:
     root.addHandler(_PipeHandler(connection))  # type: ignore[arg-type]
     logging.captureWarnings(True)
     with suppress(EOFError, BrokenPipeError):
-        while True:
+        while connection.poll(idle_seconds):
             connection.send(_attempt(connection.recv_bytes()))
 
 

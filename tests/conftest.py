@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,36 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real scans: {folder} is absent (set BRAINAGE_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fetched_models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests see the embedded models alone, whatever was fetched on this machine."""
+    os.environ["BRAINAGE_MODELS"] = str(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def read_results() -> Callable[[Path], dict[str, Any]]:
+    """Function that reads all that must not differ between two runs, by file name."""
+    return _results
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """Records, sidecars, voxels, transforms and group tables; not what tells the time or place."""
+    import nibabel as nib
+
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name.endswith(".nii.gz"):
+            image = nib.load(path)
+            found[name] = image.affine.tobytes(), np.asarray(image.dataobj).tobytes()
+        elif name.startswith(("sub-", "group_")) and path.suffix == ".json":
+            record = json.loads(path.read_text())
+            found[name] = {key: record[key] for key in record if key != "seconds"}
+        elif name.startswith(("sub-", "group_")) and path.suffix in (".txt", ".tsv"):
+            found[name] = path.read_text()
+    return found
 
 
 @pytest.fixture

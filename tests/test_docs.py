@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from bidsapp import group, participant
+from benchmarks.group import simulate
+from bidsapp import group, group_tables, participant
 from bidsapp.cli import build_parser
 from bidsapp.errors import ScanError
 from bidsapp.execution import Outcome
@@ -24,6 +26,8 @@ from bidsapp.preprocessing.image import Image
 from bidsapp.preprocessing.quality import LIMITS
 from bidsapp.preprocessing.templates import Template
 from bidsapp.settings import Settings
+from bidsapp.statistics import association
+from bidsapp.statistics.accuracy import Accuracy
 from models.contract import InputContract, ModelCard, Uncertainty
 from models.prediction import BrainAgeModel
 from models.segmentation.labels import STRUCTURES
@@ -118,13 +122,25 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def group_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of the group level on simulated records that have everything."""
+    folder = tmp_path_factory.mktemp("group") / "study"
+    simulate(folder, 40, 1)
+    settings = Settings(folder / "bids", folder / "out", ("group",), permutations=0,
+                        phenotype_terms=("score",))  # fmt: skip
+    assert group.run(settings) == 0
+    return folder / "out"
+
+
 def test_every_file_is_documented_and_nothing_else(results: Path) -> None:
     files = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
+    files = {name for name in files if not re.match(r"(figures/)?group[_.]", name)}
     images = {name for name in files if re.search(r"/anat/.*(nii\.gz|_xfm\.txt)$", name)}
     sidecars = {re.sub(r"\.(nii\.gz|txt)$", ".json", name) for name in images}
     assert sidecars <= files
     written = {_general_name(name) for name in files - sidecars}
-    titles = "For the whole folder", "For each participant and scan", "At the group level"
+    titles = "For the whole folder", "For each participant and scan"
     documented = {
         name.replace("[ses-<label>/]", "") for title in titles for name in _table("file", title)
     }
@@ -147,8 +163,40 @@ def test_every_key_of_a_record_is_documented_and_nothing_else(results: Path) -> 
     assert _table("key", "The record") == written
 
 
-def test_every_column_of_the_group_table_is_documented() -> None:
-    assert _table("column", "At the group level") == set(group.COLUMNS)
+def test_every_file_of_the_group_level_is_documented(group_results: Path) -> None:
+    files = [*group_results.glob("group*"), *group_results.glob("figures/*")]
+    written = {path.relative_to(group_results).as_posix() for path in files}
+    documented = _table("file", "At the group level")
+    of_maps = {name for name in documented if re.search("importance|regions", name)}
+    assert documented - of_maps == written
+
+
+def test_every_column_of_the_group_tables_is_documented() -> None:
+    page = (DOCS / "outputs.md").read_text(encoding="utf-8")
+    for name, columns in {"brainage": group.COLUMNS, **group_tables.OF}.items():
+        part = page.split(f"### group_{name}.tsv\n")[1].split("\n##")[0]
+        rows = [line.split(" | ")[0] for line in part.splitlines() if line.startswith("| `")]
+        assert {word for row in rows for word in re.findall(r"`([^`]+)`", row)} == set(columns)
+
+
+def test_the_tables_of_the_group_level_have_the_columns_of_the_statistics(
+    group_results: Path,
+) -> None:
+    for name, columns in {"brainage": group.COLUMNS, **group_tables.OF}.items():
+        described = json.loads((group_results / f"group_{name}.json").read_text())
+        assert list(described) == list(columns)
+    assert set(group_tables.STATISTICS) == set(association.COLUMNS)
+    found = {field.name for field in fields(Accuracy)}
+    assert found | {"model", "stratum", "level", "prediction"} == set(group_tables.ACCURACY)
+
+
+def test_every_key_of_the_corrections_is_documented(group_results: Path) -> None:
+    content = json.loads((group_results / "group_bias_correction.json").read_text())
+    keys = {key for key in content if key != "models"}
+    keys |= {f"models.MODEL.{key}" for of in content["models"].values() for key in of}
+    page = (DOCS / "outputs.md").read_text(encoding="utf-8")
+    part = page.split("### group_bias_correction.json\n")[1].split("\n##")[0]
+    assert keys == set(re.findall(r"^\| `([^`]+)` \|", part, re.MULTILINE))
 
 
 def test_usage_is_that_of_the_parser() -> None:

@@ -137,7 +137,7 @@ def methods_text(
         for name, card in cards.items()
         if card.get("citation")
     }
-    return _resolve([text for text in paragraphs if text], sources)
+    return resolve([text for text in paragraphs if text], sources)
 
 
 def citation_markdown(
@@ -346,7 +346,7 @@ def _citations(text: str) -> str:
     return "".join(f" [@{key}]" for pattern, key in _CITED.items() if re.search(pattern, text))
 
 
-def _resolve(paragraphs: Iterable[str], sources: Mapping[str, str]) -> Methods:
+def resolve(paragraphs: Iterable[str], sources: Mapping[str, str]) -> Methods:
     """Number the citations in the order they occur."""
     numbers: dict[str, int] = {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -191,6 +191,22 @@ class Panel:
         x = left + (np.arange(-1, columns + 1) + 0.5) * across / columns
         y = bottom + (np.arange(-1, rows + 1) + 0.5) * up / rows
         self.axes.contour(x, y, values, levels=[level], colors=[color], linewidths=width)
+
+    def heat(self, values: Array, shade: Callable[[Array], Array]) -> None:
+        """Lay a map over the scan; `shade` gives the colours (RGBA) of values."""
+        self._image(shade(self.cut.of(values)), "nearest")
+
+    def through(self, seen: Array, shade: Callable[[Array], Array]) -> None:
+        """Lay over it what is seen through the whole volume, along the axis of the cut."""
+        self._image(shade(self._boxed(seen)), "bilinear")
+
+    def outline_through(self, seen: Array) -> None:
+        """Draw the outline of what is seen through the whole volume."""
+        self.outline(self._boxed(seen), 0.5, "#bbbbbb")
+
+    def _boxed(self, seen: Array) -> Array:
+        box = [side for axis, side in enumerate(self.cut.box) if axis != self.cut.axis]
+        return seen[tuple(box)].T
 
     def _image(self, picture: Array, interpolation: str, **window: Any) -> None:
         left, bottom, width, height = self.place

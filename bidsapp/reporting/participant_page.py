@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from bidsapp.reporting.figures import age_bars
+from bidsapp.reporting.importance_figures import MapSection
 from bidsapp.reporting.methods import (
     NOT_A_MEDICAL_DEVICE,
     Record,
@@ -95,6 +96,7 @@ def participant_page(
     figures: Mapping[str, Mapping[str, Figure]],
     cards: Mapping[str, Card],
     version: str,
+    maps: Mapping[str, Sequence[MapSection]] | None = None,
 ) -> str:
     """Build the HTML page of one participant.
 
@@ -111,6 +113,8 @@ def participant_page(
         Model cards as dictionaries.
     version : str
         Version of this app.
+    maps : mapping from stem to importance maps, optional
+        Of each scan.
 
     Returns
     -------
@@ -128,7 +132,10 @@ def participant_page(
     script = environment.get_template("flicker.js.j2").render()
     return environment.get_template("participant.html.j2").render(
         participant=participant_id,
-        scans=[_scan(r, figures.get(stem_of(r), {}), cards) for r in records],
+        scans=[
+            _scan(r, figures.get(stem_of(r), {}), cards) | {"maps": (maps or {}).get(stem_of(r))}
+            for r in records
+        ],
         methods=methods_text(records, cards, version),
         version=version,
         not_a_medical_device=NOT_A_MEDICAL_DEVICE,

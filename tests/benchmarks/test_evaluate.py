@@ -25,7 +25,8 @@ def write_results(folder: Path, dataset: str, ages: list[float], predicted: list
         entry = {"predicted_age": found}
         record: dict[str, Any] = {
             "participant_id": person, "source": f"bids:raw:{person}/anat/{person}_T1w.nii.gz",
-            "age": age, "predictions": {"stub": entry, "ensemble": entry},
+            "age": age, "group": "AD" if number == 3 else "control",
+            "predictions": {"stub": entry, "ensemble": entry},
             "quality": {"passed": not flags, "flags": flags, "cnr": number / 2, "cjv": None},
             "seconds": {"segmentation": 1.0, "bias_field": float(number)},
             "volumes_ml": {"brain": 8.0, "csf": 1.0}
@@ -101,6 +102,15 @@ def test_quality_and_time(folders: dict[str, Path], capsys: pytest.CaptureFixtur
     rows = rows_of(capsys, folders, "seconds")
     assert rows["bias field"] == ["2.0", "2.5", "1.0"]
     assert rows["**sum**"] == ["**3.0**", "**3.5**", "**2.0**"]
+
+
+def test_groups_of_all_data_sets_as_one_study(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(capsys, folders, "groups")
+    # controls of good quality: 6 out of fold, 3 and -3 unseen; Single is one scan, and left out
+    assert rows["reference"][:3] == ["stub", "mean", "3"]
+    assert rows["reference"][3].startswith("+2.00 [")
 
 
 def test_volumes_are_compared_by_structure(

@@ -224,7 +224,7 @@ def test_unwritable_output_is_refused(
         parse_args([folders[0], str(tmp_path / "file" / "out"), "participant"])
     # The tests may run as root, whom no permission stops.
     monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
-    with pytest.raises(UserError, match=f"cannot be written to: no permission in {tmp_path}"):
+    with pytest.raises(UserError, match=f"written to by user .*: no permission in {tmp_path}"):
         parse_args([*folders, "participant"])
 
 

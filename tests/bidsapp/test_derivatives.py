@@ -154,14 +154,16 @@ def description(output: Derivatives) -> dict[str, Any]:
 
 
 def test_description(output: Derivatives, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BRAINAGE_DOCKER_TAG", "0.1.0")
+    monkeypatch.setenv("BRAINAGE_IMAGE", "bids/brainage")
+    for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+        monkeypatch.delenv(name, raising=False)
     path = output.study_root / "dataset_description.json"
     path.write_text(json.dumps({"Name": "x", "License": "CC0", "DatasetDOI": "doi:10.1/2"}))
     assert output.prepare() == []
     found = description(output)
     assert found["DatasetType"] == "derivative"
     assert found["License"] == "CC0"
-    container = {"Type": "docker", "Tag": "brainage:0.1.0"}
+    container = {"Type": "docker", "Tag": f"bids/brainage:{__version__}"}
     assert found["GeneratedBy"] == [
         {"Name": "brainage", "Version": __version__, "Container": container}
     ]
@@ -171,9 +173,10 @@ def test_description(output: Derivatives, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_singularity_container(output: Derivatives, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BRAINAGE_SINGULARITY_URL", "docker://x/brainage")
+    monkeypatch.setenv("BRAINAGE_IMAGE", "bids/brainage")
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/images/brainage.sif")
     output.prepare()
-    container = {"Type": "singularity", "URI": "docker://x/brainage"}
+    container = {"Type": "singularity", "Tag": f"bids/brainage:{__version__}"}
     assert description(output)["GeneratedBy"][0]["Container"] == container
 
 

@@ -1,15 +1,17 @@
-"""Records become one table."""
+"""The group level: records become tables, a correction that can be used again, and a report."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bidsapp import group
+from bidsapp import group, report
 from bidsapp.derivatives import Derivatives
 from bidsapp.errors import NothingToDo, UserError
 from bidsapp.settings import Settings
@@ -43,8 +45,14 @@ def record(participant: str, session: str | None = None, **changes: Any) -> dict
 
 
 @pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test is not about them: they take most of the time."""
+    monkeypatch.setattr(report, "_group_figures", lambda results: {})
+
+
+@pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(tmp_path / "gone", tmp_path / "out", ("group",))
+    return Settings(tmp_path / "gone", tmp_path / "out", ("group",), importance=("none",))
 
 
 def write(settings: Settings, *records: dict[str, Any]) -> list[Path]:
@@ -64,6 +72,7 @@ def table(settings: Settings) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_one_row_per_scan_and_model_in_order(settings: Settings) -> None:
     write(settings, record("sub-02"), record("sub-01", "ses-b"), record("sub-01", "ses-a"))
     assert group.run(settings) == 0
@@ -87,6 +96,7 @@ def test_one_row_per_scan_and_model_in_order(settings: Settings) -> None:
     assert (first["quality_passed"], first["quality_flags"]) == ("true", "n/a")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_every_column_is_described(settings: Settings) -> None:
     write(settings, record("sub-01"))
     group.run(settings)
@@ -96,6 +106,7 @@ def test_every_column_is_described(settings: Settings) -> None:
     assert described["age"]["Units"] == "years"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_is_not_known_and_what_is_flagged(settings: Settings) -> None:
     unknown = prediction(40) | {"brain_age_gap": None}
     write(
@@ -108,14 +119,6 @@ def test_what_is_not_known_and_what_is_flagged(settings: Settings) -> None:
     (row,) = table(settings)
     assert (row["age"], row["sex"], row["brain_age_gap"]) == ("n/a", "n/a", "n/a")
     assert (row["quality_passed"], row["quality_flags"]) == ("false", "cnr,mask_overlap")
-
-
-def test_a_second_run_gives_the_same_table(settings: Settings) -> None:
-    write(settings, record("sub-01"))
-    group.run(settings)
-    before = (settings.output_dir / "group_brainage.tsv").read_bytes()
-    group.run(settings)
-    assert (settings.output_dir / "group_brainage.tsv").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,239 @@ def test_a_damaged_record_is_named(settings: Settings) -> None:
     assert str(path) in str(caught.value)
 
 
+# --- what is written ---
+
+
+def read(settings: Settings, name: str) -> list[dict[str, str]]:
+    with (settings.output_dir / f"group_{name}.tsv").open(newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+def content(settings: Settings) -> dict[str, bytes]:
+    """Everything the group level has written, but its log."""
+    paths = [*settings.output_dir.glob("group*"), *settings.output_dir.glob("figures/*")]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def log_of(settings: Settings) -> str:
+    return "".join(path.read_text() for path in settings.output_dir.glob("logs/*/log.txt"))
+
+
+@pytest.fixture
+def rich(make_records: Any, write_records: Any) -> Settings:
+    """A study that has everything: groups, sites, repeats, a phenotype, and scans left out."""
+    records = make_records(
+        45, sites=("Köln", "Ulm"), sessions=("ses-1", "ses-2"), models=("one", "two")
+    )
+    records[4]["quality"] = {"passed": False, "flags": ["cnr"]}
+    records[7]["age"] = None
+    lines = ["participant_id\tscore"]
+    lines += [f"{r['participant_id']}\t{i % 7}" for i, r in enumerate(records[::2])]
+    tables = {"participants.tsv": "\n".join([*lines, "sub-gone\t3"]) + "\n"}
+    settings: Settings = write_records(records, tables, phenotype_terms=("score",))
+    return settings
+
+
+def test_all_files_are_written_and_a_second_run_repeats_them(rich: Settings) -> None:
+    assert group.run(rich) == 0
+    first = content(rich)
+    tables = ("accuracy", "brainage", "reliability", "statistics")
+    figures = ("agreement", "calibration", "effects", "gap", "groups", "phenotypes", "predicted")
+    assert first.keys() == (
+        {f"group_{name}.{kind}" for name in tables for kind in ("tsv", "json")}
+        | {f"group_{name}.svg" for name in figures}
+        | {"group.html", "group_bias_correction.json"}
+    )
+    assert group.run(rich) == 0
+    assert content(rich) == first
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_tables_hold_what_their_sidecars_describe(rich: Settings) -> None:
+    group.run(rich)
+    for name in ("accuracy", "brainage", "reliability", "statistics"):
+        rows = read(rich, name)
+        described = json.loads((rich.output_dir / f"group_{name}.json").read_text())
+        assert list(described) == list(rows[0]), name
+        assert rows
+    assert {row["model"] for row in read(rich, "statistics")} == {
+        "one", "two", "ensemble", "ventricles", "gray_matter",
+    }  # fmt: skip
+    assert len(read(rich, "brainage")) == 90 * 3
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_every_exclusion_is_counted_in_the_report_and_in_the_log(rich: Settings) -> None:
+    group.run(rich)
+    page = (rich.output_dir / "group.html").read_text()
+    for words, number in (
+        ("excluded: failed quality", 1), ("excluded: age unknown", 1),
+        ("participants in participants.tsv without a record", 1),
+        ("records with a prediction", 90),
+    ):  # fmt: skip
+        assert f"{words}: {number}" in log_of(rich)
+        assert f"<dt>{words}</dt><dd>{number}</dd>" in page
+    roles = [row["role"] for row in read(rich, "brainage") if row["model"] == "one"]
+    assert roles.count("repeat") == 43  # of 45 people, two have one scan left
+    assert roles.count("excluded: failed quality") == roles.count("excluded: age unknown") == 1
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_page_begins_with_warnings(rich: Settings) -> None:
+    group.run(rich)
+    page = (rich.output_dir / "group.html").read_text()
+    assert page.index("1 of 90 scans failed quality") < page.index("At a glance")
+    assert "was analysed" in page or "were analysed" in page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_correction_can_be_used_again(
+    make_records: Any, write_records: Any, tmp_path: Path
+) -> None:
+    settings = write_records(make_records(60))
+    group.run(settings)
+    corrections = settings.output_dir / "group_bias_correction.json"
+    kept = tmp_path / "earlier.json"
+    kept.write_bytes(corrections.read_bytes())
+    first = {row["source"]: row for row in read(settings, "brainage")}
+    again = replace(settings, bias_correction_from=kept)
+    group.run(again)
+    for row in read(again, "brainage"):
+        if row["group"] == "AD":  # the reference was cross-fitted the first time
+            assert row["corrected_gap"] == first[row["source"]]["corrected_gap"]
+    of_model = json.loads(corrections.read_text())["models"]["wssa"]
+    assert of_model["correction_from"] == str(kept)
+    assert "an earlier study was applied" in (settings.output_dir / "group.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: "[]", "is no group_bias_correction.json"),
+        (lambda c: json.dumps({"models": {}}), "has no correction for wssa; it has some for no"),
+        (lambda c: json.dumps(c).replace("wssa000", "fffffff"), "other weights of wssa"),
+        (lambda c: json.dumps(c).replace('"coefficients"', '"x"'), "is no group_bias_correction"),
+    ],
+    ids=["no object", "no model", "other weights", "damaged"],
+)
+@pytest.mark.usefixtures("no_figures")
+def test_a_correction_that_cannot_be_used_is_named(
+    change: Any, message: str, make_records: Any, write_records: Any, tmp_path: Path
+) -> None:
+    settings = write_records(make_records(30))
+    group.run(settings)
+    before = json.loads((settings.output_dir / "group_bias_correction.json").read_text())
+    other = tmp_path / "other.json"
+    other.write_text(change(before))
+    with pytest.raises(UserError, match=message) as caught:
+        group.run(replace(settings, bias_correction_from=other))
+    assert str(other) in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_files_of_an_earlier_run_do_not_stay(make_records: Any, write_records: Any) -> None:
+    settings = write_records(make_records(20, sessions=("ses-1", "ses-2")))
+    group.run(settings)
+    (settings.output_dir / "figures").mkdir(exist_ok=True)
+    (settings.output_dir / "figures" / "group_agreement.svg").touch()
+    for path in settings.output_dir.glob("sub-*/ses-2/anat/*.json"):
+        path.unlink()
+    group.run(settings)
+    assert not (settings.output_dir / "group_reliability.tsv").exists()
+    assert not (settings.output_dir / "group_reliability.json").exists()
+    assert not (settings.output_dir / "figures" / "group_agreement.svg").exists()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_contrast_that_cannot_be_made_is_named(make_records: Any, write_records: Any) -> None:
+    settings = write_records(make_records(20), contrast=("Group: AD - controls",))
+    with pytest.raises(UserError, match="'group', which are AD, control"):
+        group.run(settings)
+    assert group.run(replace(settings, contrast=("Group: AD - control",))) == 0
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_model_that_was_trained_on_the_data_set_is_told(
+    make_records: Any, write_records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    card = SimpleNamespace(training={"datasets": {"study": 30}}, title="WSSA (2024)")
+    monkeypatch.setattr(group.models, "known", lambda: ["wssa"])
+    monkeypatch.setattr(group.models, "card", lambda name: card)
+    settings = write_records(make_records(20))
+    group.run(settings)
+    page = (settings.output_dir / "group.html").read_text()
+    assert "wssa was trained on a data set of the same name (study)" in page
+    assert "WSSA (2024)" in page
+
+
+# --- little, and less ---
+
+
+def people(n: int, name: str = "sub-0", **changes: Any) -> list[dict[str, Any]]:
+    made = []
+    for number in range(n):
+        about = {"age": 25.0 + 7 * number, "sex": "FM"[number % 2]} | changes
+        gap = (-3.0, 2.0, 0.5)[number % 3]
+        ages = {"wssa": prediction((about["age"] or 40) + gap)}
+        made.append(record(f"{name}{number}", predictions=ages, **about))
+    return made
+
+
+SMALL = {
+    "one participant": people(1),
+    "two participants": people(2),
+    "five controls, as in the demonstration": people(5),
+    "nobody known to be a control": people(8, group=None),
+    "all of one sex": people(12, sex="F"),
+    "nobody's sex is known": people(12, sex=None),
+    "a group of one": [*people(12), *people(1, "sub-a", group="AD")],
+    "no controls among two groups": [
+        *people(6, group="AD"), *people(6, "sub-m", group="MCI")
+    ],
+    "all of one age": people(12, age=40.0),
+    "no ages": people(4, age=None),
+    "all failed quality": people(4, quality={"passed": False, "flags": ["cnr"]}),
+    "no volumes": people(12, volumes_ml={}),
+    "the same scan twice": [*people(3), *people(3)],
+    "a site for some": [*people(12), *people(3, "sub-s", site="Ålesund")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["one participant", "no ages", "all failed quality"])
+def test_little_is_drawn(name: str, settings: Settings) -> None:
+    write(settings, *SMALL[name])
+    assert group.run(replace(settings, permutations=0)) == 0
+    assert "group_gap.svg" in content(settings)
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("name", SMALL)
+def test_little_is_no_error(name: str, settings: Settings) -> None:
+    write(settings, *SMALL[name])
+    assert group.run(replace(settings, permutations=49)) == 0
+    page = (settings.output_dir / "group.html").read_text()
+    assert "Before you use these results:" in page
+    assert not re.search(r">\s*(nan|None|NaN)\s*<", page)
+    rows = table(settings)
+    assert len(rows) == len({record["source"] for record in SMALL[name]})
+    if name.startswith("five controls"):
+        assert "a bias correction needs at least 10" in page
+        assert all(row["corrected_gap"] == "n/a" for row in rows)
+        assert all(row["interval_source"] == "not calibrated locally" for row in rows)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_constant_covariate_is_left_out_and_told(make_records: Any, write_records: Any) -> None:
+    settings = write_records(make_records(40), covariates=("cnr",))
+    group.run(settings)
+    first = read(settings, "statistics")[0]
+    assert first["verdict"] == "tested" and "cnr" not in first["covariates"]
+    assert "cnr" in first["notes"]
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_what_was_said_is_kept_in_a_log(settings: Settings) -> None:
     write(settings, record("sub-01"), record("sub-02"))
     group.run(settings)

@@ -392,6 +392,35 @@ def test_a_scan_that_fails_leaves_what_was_there(complete: Bench) -> None:
     assert complete.files() == before
 
 
+# --- the minimal output level ---
+
+
+RECORD = f"{STEM}/anat/{STEM}_brainage.json"
+
+
+def test_minimal_output_is_the_record_alone(bench: Bench) -> None:
+    assert bench.process(output_level="minimal") == "done"
+    assert set(bench.files()) == {RECORD}
+    minimal = bench.record
+    assert bench.process(output_level="minimal") == "skipped"
+    assert bench.process() == "done"  # the images are wanted now
+    full = bench.record
+    for record in (minimal, full):
+        record.pop("seconds")
+    assert minimal == full
+    assert bench.preprocessed == 2
+
+
+def test_minimal_output_leaves_what_is_true(complete: Bench) -> None:
+    before = complete.files()
+    assert complete.process(output_level="minimal") == "skipped"
+    assert complete.files() == before
+    complete.out.write_text(complete.out.report(STEM), "a page of before")
+    complete.write_scan(seed=2)
+    assert complete.process(output_level="minimal") == "done"
+    assert set(complete.files()) == {RECORD}
+
+
 # --- faults ---
 
 
@@ -612,6 +641,17 @@ def test_dry_run_lists_and_writes_nothing(
     assert len(lines) == 4
     assert lines[0].startswith("sub-01: ") and lines[0].endswith("sub-01_brainage.json")
     assert not arguments["output_dir"].exists()
+
+
+def test_dry_run_says_what_is_done(
+    arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = arguments["output_dir"] / "sub-01" / "anat" / "sub-01_brainage.json"
+    record.parent.mkdir(parents=True)
+    record.touch()
+    assert run(arguments, dry_run=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith(" (done)") for line in lines] == [True, False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,8 @@ def _run(*arguments: object) -> None:
 
 def test_predicted_age_rises_with_the_simulated_degree(predicted: dict[str, float]) -> None:
     by_degree = [predicted[f"sub-degree{n}"] for n in range(4)]
-    # the first weights take 40 and 60 years for the same; no step may go back by more than 2
-    assert all(older > younger - 2 for younger, older in pairwise(by_degree))
-    assert by_degree[-1] - by_degree[0] > 15
+    assert all(older > younger for younger, older in pairwise(by_degree))
+    assert by_degree[-1] - by_degree[0] > 12
 
 
 def test_the_average_brain_of_young_people_is_not_old(predicted: dict[str, float]) -> None:

@@ -1,0 +1,462 @@
+"""The cohort of the group level: records and tables become one row per scan, with its role."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bidsapp.demographics import COLUMNS, Remarks, Table, cells_of, is_missing
+from bidsapp.derivatives import Derivatives
+from bidsapp.errors import NothingToDo, UserError
+from bidsapp.settings import Settings
+from bidsapp.statistics.verdict import Verdict
+from bidsapp.study import Demographics, People, Scan, phenotype_table
+
+REFERENCE, OTHER, REPEAT = "reference", "other", "repeat"
+DUPLICATE, NO_AGE, FAILED_QUALITY, NO_PREDICTION = (
+    f"excluded: {reason}"
+    for reason in ("duplicate", "age unknown", "failed quality", "no prediction")
+)
+ROLES = {
+    REFERENCE: "Of the reference, on which corrections are fitted",
+    OTHER: "Not of the reference",
+    REPEAT: "A further scan of a person, who counts once in every test",
+    DUPLICATE: "The same scan has a record already",
+    NO_AGE: "Chronological age is not known",
+    FAILED_QUALITY: "A quality figure is out of its range",
+    NO_PREDICTION: "The model gave no age",
+}
+_COUNTED = {
+    REFERENCE: "scans of the reference",
+    OTHER: "scans of others",
+    REPEAT: "further scans of the same people",
+    DUPLICATE: "excluded: duplicate records",
+    NO_AGE: "excluded: age unknown",
+    FAILED_QUALITY: "excluded: failed quality",
+}
+WHO = ("age", "sex", "site", "group")
+VOLUMES = ("brain", "gray_matter", "ventricles")
+_FIGURES = ("predicted_age", "standard_deviation", "interval_low", "interval_high", "coverage")
+_OLDEST = 125.0
+_CONTROLS = {
+    "control", "healthy control", "normal control", "healthy", "normal", "healthy volunteer",
+    "healthy subject", "healthy participant", "healthy comparison", "cognitively normal",
+    "typically developing", "neurotypical", "unaffected", "ctrl", "ctl", "con", "hc", "hv", "nc",
+    "cn", "td", "tdc",
+}  # fmt: skip
+_CONTROLS_DESCRIBED = r"(?i)\b(healthy|controls?|neurotypical|typically developing)\b"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All scans with a prediction, and what each counts as.
+
+    Attributes
+    ----------
+    scans
+        One row per scan, in the order of participants and sessions: ``participant_id``,
+        ``session_id``, ``source``, `WHO`, ``quality_passed`` (bool or None), ``quality_flags``,
+        the volumes as ``NAME_ml``, ``is_reference`` (also where left out), ``role``, and the
+        columns that were asked for. Ages in years.
+    predictions
+        By model, with the rows of `scans`: predicted age, its standard deviation and interval
+        (years), and coverage of the interval; NaN where a model has none.
+    levels
+        Values of the group column that mean the reference; empty where that is everybody.
+    reference
+        Who the reference is, in words.
+    weights, versions
+        Hashes of the weights by model, and versions of the app, that made the records.
+    counts
+        What was found, left out and kept: words and number, in order.
+    verdicts
+        What a reader must know about the collection.
+    """
+
+    scans: pd.DataFrame
+    predictions: Mapping[str, pd.DataFrame]
+    levels: tuple[str, ...]
+    reference: str
+    weights: Mapping[str, tuple[str, ...]]
+    versions: tuple[str, ...]
+    counts: tuple[tuple[str, int], ...]
+    verdicts: tuple[Verdict, ...]
+
+    def role(self, model: str) -> pd.Series:
+        """Role of each scan for a model, (scans,)."""
+        absent = self.predictions[model]["predicted_age"].isna()
+        return self.scans["role"].mask(absent, NO_PREDICTION)
+
+    def tested(self, model: str) -> pd.Series:
+        """Which scans enter fits and tests of a model, (scans,) bool."""
+        return self.role(model).isin([REFERENCE, OTHER, REPEAT])
+
+    @property
+    def distinct_models(self) -> list[str]:
+        """The models without an ensemble that repeats the only one."""
+        names = list(self.predictions)
+        others = [name for name in names if name != "ensemble"]
+        if "ensemble" in names and len(others) == 1:
+            one, all_ = (self.predictions[n]["predicted_age"] for n in (others[0], "ensemble"))
+            if np.allclose(one, all_, equal_nan=True):
+                return others
+        return names
+
+
+@dataclass
+class _Found:
+    """What the records say, filled one record at a time."""
+
+    scans: list[dict[str, Any]] = field(default_factory=list)
+    figures: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
+    made_by: dict[str, Counter[str]] = field(default_factory=dict)
+    without_prediction: int = 0
+
+    def add(self, record: Mapping[str, Any], wanted: Sequence[str]) -> None:
+        predictions = record.get("predictions") or {}
+        if not predictions:
+            self.without_prediction += 1
+            return
+        quality, volumes = record.get("quality") or {}, record.get("volumes_ml") or {}
+        row = {name: record.get(name) for name in ("participant_id", "session_id", "source", *WHO)}
+        row |= {
+            "participant_id": str(record.get("participant_id") or "n/a"),
+            "quality_passed": quality.get("passed"),
+            "quality_flags": ",".join(map(str, quality.get("flags") or ())),
+        }
+        row |= {f"{name}_ml": _number(volumes.get(name)) for name in VOLUMES}
+        row |= {name: quality[name] for name in wanted if name in quality}
+        row |= {f"{name}_ml": volumes[name] for name in volumes if f"{name}_ml" in wanted}
+        for model, prediction in predictions.items():
+            low, high = prediction.get("interval") or (None, None)
+            values = prediction | {"interval_low": low, "interval_high": high}
+            figures = (_number(values.get(name)) for name in _FIGURES)
+            self.figures.setdefault(model, []).append((len(self.scans), *figures))
+            self._count(f"weights of {model}", prediction.get("weights_sha256"))
+        self._count("version", (record.get("software") or {}).get("brainage"))
+        together = sorted(name for name in predictions if name != "ensemble")
+        self._count("models of the ensemble", "ensemble" in predictions and " + ".join(together))
+        self.scans.append(row)
+
+    def _count(self, what: str, value: Any) -> None:
+        if value:
+            self.made_by.setdefault(what, Counter())[str(value)] += 1
+
+
+def collect(out: Derivatives, settings: Settings) -> Cohort:
+    """Read all records and what the tables of the study say about their scans.
+
+    Records are read one after the other and not kept. Ages, sexes, sites and groups are those of
+    the tables as they are today, where these say something, and those of the records elsewhere.
+
+    Raises
+    ------
+    NothingToDo
+        No record holds a prediction.
+    UserError
+        A record is damaged, records are of several versions or weights, or a column or reference
+        does not exist.
+    """
+    asked = _asked_columns(settings)
+    people = People(settings.bids_dir) if settings.bids_dir.is_dir() else None
+    more = phenotype_table(settings.phenotype) if settings.phenotype else None
+    found = _Found()
+    for record in out.records():
+        found.add(record, asked)
+    if not found.scans:
+        raise NothingToDo(
+            f"{settings.output_dir} holds no predictions (in *_brainage.json); run the "
+            "participant level first."
+        )
+    verdicts = _mixed(found.made_by, settings.allow_mixed)
+    scans = pd.DataFrame(found.scans)
+    counts = [("records with a prediction", len(scans))]
+    counts += [("records without a prediction", found.without_prediction)]
+    if people or more:
+        verdicts += _from_tables(scans, people, more, asked, settings)
+    participants = people.participants if people else None
+    counts += _unmatched(scans, participants)
+    _check_columns(asked, scans, [table for table in (participants, more) if table], settings)
+    for name in ("age", *asked):
+        scans[name] = _typed(scans[name], number=name == "age")
+    scans["age"] = scans["age"].where(scans["age"].between(0, _OLDEST))
+    # In the order of time within a person: the first scan is the one that counts.
+    order = scans.sort_values(["participant_id", "age"], kind="stable").index
+    scans = scans.loc[order].reset_index(drop=True)
+    described = participants.descriptions if participants else {}
+    is_reference, levels, reference, said = _reference(scans, settings.reference, described)
+    scans["is_reference"] = is_reference
+    scans["role"] = _roles(scans, is_reference, settings.include_failed_quality)
+    verdicts += said
+    counts += [(words, int((scans["role"] == role).sum())) for role, words in _COUNTED.items()]
+    verdicts += _role_verdicts(scans)
+    return Cohort(
+        scans,
+        {name: _figures(values, order) for name, values in found.figures.items()},
+        levels,
+        reference,
+        {
+            what.removeprefix("weights of "): tuple(seen)
+            for what, seen in found.made_by.items()
+            if what.startswith("weights of ")
+        },
+        tuple(found.made_by.get("version", ())),
+        tuple((words, n) for words, n in counts if n),
+        tuple(verdicts),
+    )
+
+
+# --- records ---
+
+
+def _figures(values: Sequence[tuple[float, ...]], order: pd.Index) -> pd.DataFrame:
+    """Figures of one model with a row for every scan."""
+    table = pd.DataFrame(values, columns=["row", *_FIGURES]).astype({"row": int})
+    return table.set_index("row").reindex(order).reset_index(drop=True)
+
+
+def _mixed(made_by: Mapping[str, Counter[str]], allowed: bool) -> list[Verdict]:
+    """Refuse records that do not compare, or warn of them."""
+    said = []
+    for what, seen in made_by.items():
+        if len(seen) > 1:
+            cases = ", ".join(f"{value[:12]} in {n} records" for value, n in seen.most_common())
+            said.append(f"{what}: {cases}")
+    if not said:
+        return []
+    text = f"the records were made in different ways ({'; '.join(said)})"
+    if not allowed:
+        raise UserError(
+            f"{text}, so their ages do not compare; run the participant level again for all, or "
+            "analyse them together all the same with --allow-mixed."
+        )
+    return [Verdict("mixed_records", f"{text[0].upper()}{text[1:]}: ages may not compare.")]
+
+
+def _number(value: Any) -> float:
+    """A finite number, or NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value) if math.isfinite(value) else math.nan
+
+
+# --- tables ---
+
+
+def _asked_columns(settings: Settings) -> list[str]:
+    """Columns beside `WHO` that the options name."""
+    named = [*settings.covariates, *settings.phenotype_terms]
+    named += [text.partition(":")[0] for text in settings.contrast if ":" in text]
+    named += _column_and_value(settings.reference)[:1] if settings.reference else []
+    names = dict.fromkeys(name.strip() for name in named)
+    return [name for name in names if name and name.lower() not in WHO]
+
+
+def _column_and_value(asked: str) -> list[str]:
+    column, equals, value = (part.strip() for part in asked.partition("="))
+    if not (column and equals and value):
+        raise UserError(f"--reference takes COLUMN=VALUE, as in group=control, not '{asked}'.")
+    return [column, value]
+
+
+def _from_tables(
+    scans: pd.DataFrame,
+    people: People | None,
+    more: Table | None,
+    asked: Sequence[str],
+    settings: Settings,
+) -> list[Verdict]:
+    """Fill in what the tables say, and tell where they differ from the records."""
+    remarks = Remarks()
+    lower = [name.lower() for name in asked]
+    filled: dict[str, list[Any]] = {name: [] for name in (*WHO, *asked)}
+    differ: Counter[str] = Counter()
+    known_to_more: set[str] = set()
+    for row in scans.to_dict("records"):
+        scan = _scan(row, settings)
+        cells: dict[str, str] = {}
+        who: dict[str, Any] = dict.fromkeys(WHO)
+        if people:
+            who = vars(people.scan(scan).demographics)
+            cells = people.cells(scan, lower) if asked else {}
+        if more:
+            key = scan.participant_id
+            known_to_more |= {key} & more.rows.keys()
+            cells |= cells_of([(more, key)], lower, scan.session_id, remarks)
+        for name in WHO:
+            before, now = row[name], who[name]
+            differ[name] += _known(before) and _known(now) and before != now
+            filled[name].append(before if now is None else now)
+        for name in asked:
+            filled[name].append(cells.get(name.lower(), row.get(name)))
+    for name, values in filled.items():
+        scans[name] = pd.Series(values, dtype=object)
+    said = list(people.messages()) if people else []
+    said += remarks.lines()
+    verdicts = [Verdict("table_remark", f"{text}.", "note") for text in said]
+    for name in WHO:
+        if differ[name]:
+            verdicts.append(
+                Verdict(
+                    f"{name}_changed",
+                    f"For {differ[name]} scans, {name} is another one in the tables of the data "
+                    "set than it was at the participant level; that of the tables is used.",
+                    "warning" if name in ("age", "sex") else "note",
+                )
+            )
+    if more and (absent := len(set(scans["participant_id"]) - known_to_more)):
+        text = f"{more.name} has no row for {absent} of the participants with records."
+        verdicts.append(Verdict("phenotype_absent", text))
+    return verdicts
+
+
+def _scan(row: Mapping[str, Any], settings: Settings) -> Scan:
+    """The scan of a record, as far as tables can know it."""
+    source, session = _text(row["source"]), _text(row["session_id"])
+    path = PurePosixPath(source.removeprefix("bids:raw:"))
+    place = settings.bids_dir / (path if source.startswith("bids:raw:") else "unknown")
+    stem = path.name.split("_T1w")[0]
+    return Scan(place, source, row["participant_id"], session or None, stem, Demographics())
+
+
+def _unmatched(scans: pd.DataFrame, participants: Table | None) -> list[tuple[str, int]]:
+    if participants is None:
+        return []
+    recorded = set(scans["participant_id"])
+    return [
+        ("participants with records and no row in participants.tsv",
+         len(recorded - participants.rows.keys())),
+        ("participants in participants.tsv without a record",
+         len(participants.rows.keys() - recorded)),
+    ]  # fmt: skip
+
+
+def _check_columns(
+    asked: Sequence[str], scans: pd.DataFrame, tables: Sequence[Table], settings: Settings
+) -> None:
+    there = [column for table in tables for column in table.columns]
+    for name in asked:
+        if name in scans and scans[name].map(_known).any():
+            continue
+        raise UserError(
+            f"no table has a value in the column '{name}' for any scan; columns are taken from "
+            f"participants.tsv, *_sessions.tsv and *_scans.tsv of {settings.bids_dir}, from the "
+            "file of --phenotype, and from the quality figures and volumes (such as brain_ml) of "
+            f"the records{_near(name, there)}."
+        )
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    near = get_close_matches(name.lower(), list(names), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _known(value: Any) -> bool:
+    if value is None or value != value:
+        return False
+    return not (isinstance(value, str) and is_missing(value.strip()))
+
+
+def _typed(column: pd.Series, number: bool = False) -> pd.Series:
+    """Numbers where all that is known is a number, words elsewhere."""
+    known = column.where(column.map(_known), None)
+    numbers = pd.to_numeric(known, errors="coerce")
+    numbers = numbers.where(np.isfinite(numbers)).astype(float)
+    if number or numbers.notna().sum() == known.notna().sum():
+        return numbers
+    return known.map(str, na_action="ignore")
+
+
+# --- roles ---
+
+
+def _reference(
+    scans: pd.DataFrame, asked: str | None, described: Mapping[str, Any]
+) -> tuple[NDArray[np.bool_], tuple[str, ...], str, list[Verdict]]:
+    """Find the reference: its scans, its levels of the group column, and words for it."""
+    groups = scans["group"].map(_text)
+    if asked:
+        column, value = _column_and_value(asked)
+        texts = scans[column.lower() if column.lower() in WHO else column].map(_text)
+        chosen = texts == value
+        if not chosen.any():
+            there = ", ".join(sorted(set(texts) - {""})[:20]) or "none"
+            raise UserError(f"--reference {asked}: nobody has it; the values there are {there}.")
+        levels = tuple(sorted(set(groups[chosen]) - set(groups[~chosen]) - {""}))
+        return chosen.to_numpy(), levels, f"{column} = {value}", []
+    columns = (described[name] for name in COLUMNS["group"] if name in described)
+    of_column: Mapping[str, Any] = next(columns, {})
+    levels = tuple(
+        level for level in sorted(set(groups) - {""}) if _means_control(level, of_column)
+    )
+    if levels:
+        return groups.isin(levels).to_numpy(), levels, f"group = {' or '.join(levels)}", []
+    text = (
+        "Nobody is known to be a control, so everybody is the reference: gaps are then relative "
+        "to this sample's own mean, and a difference that all share cannot be seen. Name the "
+        "controls with --reference COLUMN=VALUE."
+    )
+    everybody = np.ones(len(scans), dtype=bool)
+    return everybody, (), "everybody", [Verdict("reference_everybody", text)]
+
+
+def _means_control(level: str, about: Mapping[str, Any]) -> bool:
+    word = " ".join(re.split(r"[\W_]+", level.lower())).strip()
+    if word in _CONTROLS or word.removesuffix("s") in _CONTROLS:
+        return True
+    levels = about.get("Levels")
+    words = str(levels.get(level, "") if isinstance(levels, Mapping) else "")
+    return bool(re.search(_CONTROLS_DESCRIBED, words)) and "patient" not in words.lower()
+
+
+def _text(value: Any) -> str:
+    """A cell for comparison: 1.0 is written "1"."""
+    if not _known(value):
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value).strip()
+
+
+def _roles(
+    scans: pd.DataFrame, is_reference: NDArray[np.bool_], include_failed: bool
+) -> pd.Series:
+    failed = np.array([passed is False for passed in scans["quality_passed"]])
+    duplicate = scans["source"].notna() & scans["source"].duplicated()
+    role = pd.Series(np.where(is_reference, REFERENCE, OTHER), index=scans.index, dtype=object)
+    if not include_failed:
+        role[failed] = FAILED_QUALITY
+    role[scans["age"].isna()] = NO_AGE
+    role[duplicate] = DUPLICATE
+    fit = role.isin([REFERENCE, OTHER])
+    role[fit & scans["participant_id"].where(fit).duplicated()] = REPEAT
+    return role
+
+
+def _role_verdicts(scans: pd.DataFrame) -> list[Verdict]:
+    """One verdict per reason for which scans were left out, with their number."""
+    seen = Counter(scans["role"])
+    said = []
+    for role, name, words in (
+        (FAILED_QUALITY, "failed_quality", "failed quality and are left out of all fits "
+         "(--include-failed-quality takes them in)"),
+        (NO_AGE, "age_unknown", "have no chronological age; they stay in the table and are left "
+         "out of all fits"),
+        (DUPLICATE, "duplicate", "have the same source as another record and are left out"),
+    ):  # fmt: skip
+        if seen[role]:
+            said.append(Verdict(name, f"{seen[role]} of {len(scans)} scans {words}."))
+    for name in ("sex", "group", "site"):
+        missing = int((~scans[name].map(_known)).sum())
+        if 0 < missing < len(scans):
+            text = f"{name} is not known for {missing} of {len(scans)} scans."
+            said.append(Verdict(f"{name}_unknown", text[0].upper() + text[1:], "note"))
+    return said

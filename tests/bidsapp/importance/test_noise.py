@@ -1,0 +1,128 @@
+"""The noise model finds the place where the age is, and can be kept and gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bidsapp.importance.brain import Brain
+from bidsapp.importance.noise import NoiseModel, NoiseUNet, Options, _fold, fit, smooth
+from models.prediction import BrainAgeModel
+
+from .conftest import PLACE, SHAPE
+
+MakeBrains = Callable[..., list[Brain]]
+OPTIONS = Options(steps=80, batch=2, channels=(8, 8), learning_rate=1e-2)
+SHORT = replace(OPTIONS, steps=6)
+
+
+def test_noise_is_kept_from_where_the_age_is(
+    planted: BrainAgeModel, make_brains: MakeBrains
+) -> None:
+    brains = make_brains(6)
+    noise = fit(planted, brains, OPTIONS)
+    importance = noise.importance(brains[0])
+    assert importance.shape == SHAPE and importance.dtype == np.float32
+    assert not importance[~brains[0].mask].any()
+    assert importance.min() >= 0 and importance.max() <= 1
+    beside = brains[0].mask.copy()
+    beside[tuple(slice(side.start - 2, side.stop + 2) for side in PLACE)] = False
+    assert importance[PLACE].mean() > 5 * importance[beside].mean()
+    about = noise.about
+    ages = [planted.ages(planted.tensor(brain.image)).item() for brain in brains]
+    assert about["tolerance_years"] == pytest.approx(np.sqrt(0.05) * np.std(ages), rel=0.05)
+    assert about["moved_years"] == pytest.approx(about["tolerance_years"], rel=0.5)
+    assert about["weight"] > 0 and about["scans"] == 6
+
+
+def test_the_same_seed_gives_the_same_map(planted: BrainAgeModel, make_brains: MakeBrains) -> None:
+    brains = make_brains(3)
+    one, other = (fit(planted, brains, SHORT) for _ in range(2))
+    np.testing.assert_array_equal(one.importance(brains[1]), other.importance(brains[1]))
+    third = fit(planted, brains, replace(SHORT, seed=2))
+    assert not np.array_equal(one.importance(brains[1]), third.importance(brains[1]))
+
+
+def test_an_interrupted_fit_ends_as_an_uninterrupted_one(
+    planted: BrainAgeModel, make_brains: MakeBrains
+) -> None:
+    brains, kept = make_brains(3), list[bytes]()
+
+    def stop_after_three(content: bytes) -> None:
+        kept.append(content)
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+
+    whole = fit(planted, brains, SHORT, cohort="a")
+    with pytest.raises(KeyboardInterrupt):
+        fit(planted, brains, SHORT, cohort="a", keep=stop_after_three)
+    steps = list[int]()
+    resumed = fit(
+        planted, brains, SHORT, cohort="a", checkpoint=kept[-1],
+        progress=lambda done, _total, _words: steps.append(done),
+    )  # fmt: skip
+    assert steps == [4, 5, 6]
+    assert resumed.about == whole.about
+    np.testing.assert_array_equal(resumed.importance(brains[0]), whole.importance(brains[0]))
+    steps.clear()
+    fit(planted, brains, SHORT, cohort="b", checkpoint=kept[-1],
+        progress=lambda done, _total, _words: steps.append(done))  # fmt: skip
+    assert 1 in steps  # a checkpoint of others is not gone on with
+
+
+def test_a_damaged_checkpoint_is_ignored(planted: BrainAgeModel, make_brains: MakeBrains) -> None:
+    fit(planted, make_brains(2), replace(SHORT, steps=1), checkpoint=b"\x08" + bytes(20))
+
+
+def test_a_noise_model_survives_its_file(planted: BrainAgeModel, make_brains: MakeBrains) -> None:
+    brains = make_brains(3)
+    noise = fit(planted, brains, SHORT, cohort="a")
+    again = NoiseModel.from_bytes(noise.to_bytes())
+    assert again.about == noise.about == json.loads(json.dumps(noise.about))
+    np.testing.assert_array_equal(again.importance(brains[2]), noise.importance(brains[2]))
+    assert again.belongs(planted, "a", SHORT)
+    assert not again.belongs(planted, "b", SHORT)
+    assert not again.belongs(planted, "a", OPTIONS)
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        NoiseModel.from_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="holds no noise model"):
+        NoiseModel.from_bytes(_other_file())
+
+
+def _other_file() -> bytes:
+    import safetensors.torch
+
+    return safetensors.torch.save({"a": torch.zeros(1)})
+
+
+def test_one_scan_is_too_few(planted: BrainAgeModel, make_brains: MakeBrains) -> None:
+    with pytest.raises(ValueError, match="two scans"):
+        fit(planted, make_brains(1), SHORT)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (19, 22, 17)])
+def test_the_network_takes_every_grid(shape: tuple[int, ...]) -> None:
+    network = NoiseUNet((8, 8, 8))
+    borne = network(torch.randn(2, 1, *shape))
+    assert borne.shape == (2, 1, *shape)
+    assert torch.allclose(borne, torch.full_like(borne, 0.5))  # where it starts
+
+
+def test_blocks_keep_their_place() -> None:
+    x = torch.arange(64.0).view(1, 1, 4, 4, 4)
+    folded = _fold(x)
+    assert folded.shape == (1, 8, 2, 2, 2)
+    assert set(folded[0, :, 1, 0, 1].tolist()) == set(x[0, 0, 2:4, 0:2, 2:4].flatten().tolist())
+
+
+def test_smooth_noise_keeps_its_deviation() -> None:
+    torch.manual_seed(1)
+    noise = smooth(torch.randn(1, 1, 40, 40, 40), 1.5, unit_variance=True)
+    assert noise[..., 8:-8, 8:-8, 8:-8].std().item() == pytest.approx(1, abs=0.1)
+    constant = smooth(torch.ones(1, 1, 30, 30, 30), 1.5)
+    assert constant[0, 0, 15, 15, 15].item() == pytest.approx(1, abs=1e-4)

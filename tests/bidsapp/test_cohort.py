@@ -1,0 +1,263 @@
+"""Records and tables become one row per scan, each with its role; nothing goes without a count."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bidsapp.cohort import Cohort, collect
+from bidsapp.derivatives import Derivatives
+from bidsapp.errors import NothingToDo, UserError
+from bidsapp.settings import Settings
+
+
+def cohort(settings: Settings) -> Cohort:
+    return collect(
+        Derivatives(settings.output_dir, settings.bids_dir, settings.template), settings
+    )
+
+
+def verdicts(found: Cohort) -> dict[str, str]:
+    return {verdict.name: verdict.text for verdict in found.verdicts}
+
+
+def roles(found: Cohort) -> dict[str, str]:
+    return dict(zip(found.scans["participant_id"], found.scans["role"], strict=True))
+
+
+def people(*rows: str) -> dict[str, str]:
+    return {"participants.tsv": "\n".join(row.replace(" ", "\t") for row in rows) + "\n"}
+
+
+def test_a_row_per_scan_and_figures_beside_it(make_record: Any, write_records: Any) -> None:
+    settings = write_records(
+        [make_record("sub-02", ages={"a": 41.0, "b": 43.0}), make_record("sub-01", "ses-1")]
+    )
+    found = cohort(settings)
+    assert list(found.scans["participant_id"]) == ["sub-01", "sub-02"]
+    assert list(found.predictions) == ["wssa", "ensemble", "a", "b"]
+    assert found.predictions["b"]["predicted_age"].tolist()[1] == 43
+    assert list(found.role("b")) == ["excluded: no prediction", "reference"]
+    assert found.scans["ventricles_ml"].tolist() == [24, 24]
+
+
+def test_scans_of_a_person_are_in_the_order_of_age(make_record: Any, write_records: Any) -> None:
+    found = cohort(write_records(
+        [make_record("sub-1", "ses-a", age=44.0), make_record("sub-1", "ses-b", age=42.0)]
+    ))  # fmt: skip
+    assert list(found.scans["session_id"]) == ["ses-b", "ses-a"]
+    assert list(found.scans["role"]) == ["reference", "repeat"]
+
+
+def test_tables_of_today_win_and_changes_are_told(make_record: Any, write_records: Any) -> None:
+    records = [make_record("sub-01", age=30.0), make_record("sub-02", site="Ulm", sex=None)]
+    tables = people("participant_id age gender group", "sub-01 41 F AD", "sub-02 n/a M n/a",
+                    "sub-99 50 F control")  # fmt: skip
+    found = cohort(write_records(records, tables))
+    scans = found.scans.set_index("participant_id")
+    assert scans["age"].tolist() == [41, 30]
+    assert scans["group"].tolist() == ["AD", "control"]
+    assert scans["sex"].tolist() == ["F", "M"]
+    assert scans.loc["sub-02", "site"] == "Ulm"
+    assert "For 1 scans, age is another one" in verdicts(found)["age_changed"]
+    assert "sex_changed" not in verdicts(found)
+    assert dict(found.counts)["participants in participants.tsv without a record"] == 1
+
+
+def test_labels_without_a_row_are_counted(make_record: Any, write_records: Any) -> None:
+    found = cohort(write_records([make_record("sub-01")], people("participant_id", "sub-7")))
+    counts = dict(found.counts)
+    assert counts["participants with records and no row in participants.tsv"] == 1
+    assert counts["participants in participants.tsv without a record"] == 1
+
+
+def test_columns_come_from_all_tables(make_record: Any, write_records: Any) -> None:
+    records = [make_record("sub-01", s, age=30.0 + i) for i, s in enumerate(("ses-a", "ses-b"))]
+    tables = people("participant_id BMI hand", "sub-01 21.5 right") | {
+        "sub-01/sub-01_sessions.tsv": "session_id\tdose\nses-a\t1\nses-b\t2\n",
+        "phenotype/mmse.tsv": "participant_id\tsession_id\tMMSE\nsub-01\tses-b\t28\n",
+    }
+    settings = write_records(records, tables, covariates=("BMI", "dose", "cnr", "brain_ml"),
+                             phenotype_terms=("MMSE", "hand"))  # fmt: skip
+    settings = Settings(**vars(settings) | {"phenotype": settings.bids_dir / "phenotype/mmse.tsv"})
+    scans = cohort(settings).scans
+    assert scans["BMI"].tolist() == [21.5, 21.5]
+    assert scans["dose"].tolist() == [1, 2]
+    assert scans["cnr"].tolist() == [1.5, 1.5]
+    assert scans["brain_ml"].tolist() == [1200, 1200]
+    assert np.isnan(scans["MMSE"][0]) and scans["MMSE"][1] == 28
+    assert scans["hand"].tolist() == ["right", "right"]
+
+
+def test_a_phenotype_file_needs_no_data_set(make_record: Any, write_records: Any) -> None:
+    settings = write_records([make_record("sub-01"), make_record("sub-02")],
+                             {"p.tsv": "participant_id\tIQ\n01\t100\n"})  # fmt: skip
+    changed = {"bids_dir": "/gone", "phenotype": settings.bids_dir / "p.tsv",
+               "covariates": ("IQ",)}  # fmt: skip
+    found = cohort(Settings(**vars(settings) | changed))
+    assert found.scans["IQ"][0] == 100
+    assert "no row for 1 of the participants" in verdicts(found)["phenotype_absent"]
+
+
+def test_a_column_that_is_nowhere_is_named(make_record: Any, write_records: Any) -> None:
+    tables = people("participant_id education", "sub-01 12")
+    settings = write_records([make_record("sub-01")], tables, covariates=("educaton",))
+    with pytest.raises(UserError, match="in the column 'educaton'.*did you mean 'education'"):
+        cohort(settings)
+
+
+def test_a_phenotype_file_without_labels_is_named(make_record: Any, write_records: Any) -> None:
+    settings = write_records([make_record("sub-01")], {"p.tsv": "subject\tIQ\n01\t100\n"})
+    settings = Settings(**vars(settings) | {"phenotype": settings.bids_dir / "p.tsv"})
+    with pytest.raises(UserError, match="p.tsv has no column participant_id"):
+        cohort(settings)
+
+
+# --- the reference ---
+
+
+@pytest.mark.parametrize(
+    "word", ["control", "Controls", "HC", "healthy_control", "Healthy Volunteers", "CN", "td"]
+)
+def test_usual_words_for_controls(word: str, make_record: Any, write_records: Any) -> None:
+    records = [make_record("sub-01", group=word), make_record("sub-02", group="AD")]
+    found = cohort(write_records(records))
+    assert roles(found) == {"sub-01": "reference", "sub-02": "other"}
+    assert found.levels == (word,)
+    assert found.reference == f"group = {word}"
+
+
+def test_what_the_sidecar_says_about_levels(make_record: Any, write_records: Any) -> None:
+    tables = people("participant_id group", "sub-01 0", "sub-02 1")
+    levels = {"0": "healthy people", "1": "patients, not healthy controls"}
+    tables["participants.json"] = json.dumps({"group": {"Levels": levels}})
+    found = cohort(write_records([make_record("sub-01"), make_record("sub-02")], tables))
+    assert roles(found) == {"sub-01": "reference", "sub-02": "other"}
+
+
+def test_a_reference_by_name(make_record: Any, write_records: Any) -> None:
+    tables = people("participant_id dose", "sub-01 0", "sub-02 1", "sub-03 n/a")
+    records = [make_record(f"sub-0{n}", group=None) for n in (1, 2, 3)]
+    found = cohort(write_records(records, tables, reference="dose=0"))
+    assert list(roles(found).values()) == ["reference", "other", "other"]
+    assert found.reference == "dose = 0"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [("control", "takes COLUMN=VALUE"), ("group=CN", "nobody has it; the values there are AD"),
+     ("dx=CN", "no table has a value in the column 'dx'")],
+)  # fmt: skip
+def test_a_reference_that_is_not_there(
+    asked: str, message: str, make_record: Any, write_records: Any
+) -> None:
+    with pytest.raises(UserError, match=message):
+        cohort(write_records([make_record("sub-01", group="AD")], reference=asked))
+
+
+def test_without_controls_everybody_is_the_reference(make_record: Any, write_records: Any) -> None:
+    found = cohort(write_records([make_record("sub-01", group="AD")]))
+    assert roles(found) == {"sub-01": "reference"}
+    assert "everybody is the reference" in verdicts(found)["reference_everybody"]
+
+
+# --- who is left out ---
+
+
+def test_who_is_left_out_stays_and_is_counted(make_record: Any, write_records: Any) -> None:
+    bad = {"passed": False, "flags": ["cnr"]}
+    found = cohort(write_records([
+        make_record("sub-01"), make_record("sub-01"),
+        make_record("sub-02", quality=bad),
+        make_record("sub-03", age=None),
+        make_record("sub-04", group="AD"),
+        make_record("sub-05", predictions={}),
+    ]))  # fmt: skip
+    assert list(found.scans["role"]) == [
+        "reference", "excluded: duplicate", "excluded: failed quality", "excluded: age unknown",
+        "other",
+    ]  # fmt: skip
+    assert dict(found.counts) == {
+        "records with a prediction": 5, "records without a prediction": 1,
+        "scans of the reference": 1, "scans of others": 1, "excluded: duplicate records": 1,
+        "excluded: age unknown": 1, "excluded: failed quality": 1,
+    }  # fmt: skip
+    assert {"failed_quality", "age_unknown", "duplicate"} <= verdicts(found).keys()
+    assert found.tested("wssa").tolist() == [True, False, False, False, True]
+
+
+def test_failed_quality_can_be_taken_in(make_record: Any, write_records: Any) -> None:
+    bad = {"passed": False, "flags": ["cnr"]}
+    settings = write_records([make_record("sub-01", quality=bad)], include_failed_quality=True)
+    assert roles(cohort(settings)) == {"sub-01": "reference"}
+
+
+def test_damaged_figures_count_as_missing(make_record: Any, write_records: Any) -> None:
+    records = [
+        make_record("sub-01", ages={"wssa": float("nan")}),
+        make_record("sub-02", age=float("inf")),
+        make_record("sub-03", age=-3.0),
+        make_record("sub-04", volumes_ml={"brain": "large"}, quality=None),
+    ]
+    records[2]["predictions"]["wssa"]["predicted_age"] = "forty"
+    found = cohort(write_records(records))
+    assert list(found.role("wssa")) == [
+        "excluded: no prediction", "excluded: age unknown", "excluded: no prediction", "reference",
+    ]  # fmt: skip
+    assert np.isnan(found.scans["brain_ml"][3])
+
+
+def test_letters_of_all_kinds(make_record: Any, write_records: Any) -> None:
+    tables = people("participant_id site group", "sub-01 Kölñ 対照", "sub-02 Ål control")
+    found = cohort(write_records([make_record("sub-01"), make_record("sub-02")], tables))
+    assert found.scans["group"].tolist() == ["対照", "control"]
+    assert found.scans["site"].tolist() == ["Kölñ", "Ål"]
+
+
+# --- records that do not compare ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"software": {"brainage": "2.0"}}, "version: 1.0 in 1 records, 2.0 in 1 records"),
+        ({"ages": {"other": 30.0, "ensemble": 30.0}}, "models of the ensemble: wssa in 1"),
+    ],
+)
+def test_mixed_records_are_refused(
+    change: dict[str, Any], message: str, make_record: Any, write_records: Any
+) -> None:
+    records = [make_record("sub-01"), make_record("sub-02", **change)]
+    with pytest.raises(UserError, match=message) as caught:
+        cohort(write_records(records))
+    assert "--allow-mixed" in str(caught.value)
+    found = cohort(write_records([], allow_mixed=True))
+    assert message.split(":")[0] in verdicts(found)["mixed_records"]
+
+
+def test_other_weights_are_refused(make_record: Any, write_records: Any) -> None:
+    records = [make_record("sub-01"), make_record("sub-02")]
+    records[1]["predictions"]["wssa"]["weights_sha256"] = "f" * 64
+    with pytest.raises(UserError, match="weights of wssa: wssa00000000 in 1 records, ffff"):
+        cohort(write_records(records))
+
+
+def test_an_ensemble_of_one_is_not_tested_twice(make_record: Any, write_records: Any) -> None:
+    assert cohort(write_records([make_record("sub-01")])).distinct_models == ["wssa"]
+    several = {"a": 30.0, "b": 34.0, "ensemble": 32.0}
+    for path in cohort_files(write_records([make_record("sub-01", ages=several)])):
+        path.unlink()
+    found = cohort(write_records([make_record("sub-01", ages=several)]))
+    assert found.distinct_models == ["a", "b", "ensemble"]
+
+
+def cohort_files(settings: Settings) -> list[Any]:
+    return list(settings.output_dir.glob("sub-*/anat/*.json"))
+
+
+def test_nothing_to_do(write_records: Any) -> None:
+    with pytest.raises(NothingToDo, match="no predictions"):
+        cohort(write_records([]))

@@ -1,0 +1,130 @@
+"""Importance maps of a scan: what is to be made, and what is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bidsapp import explain, report
+from bidsapp.derivatives import Derivatives
+from bidsapp.importance.brain import Brain
+from bidsapp.importance.noise import NoiseModel, NoiseUNet
+from bidsapp.preprocessing.image import Image
+from bidsapp.settings import Settings
+from bidsapp.study import Demographics, Scan
+from models.contract import InputContract, ModelCard, Uncertainty
+from models.prediction import BrainAgeModel
+from models.wssa.network import WSSA
+
+SHAPE = (24, 28, 24)
+AFFINE = np.array([[7.0, 0, 0, -80], [0, 7, 0, -115], [0, 0, 7, -65], [0, 0, 0, 1]])
+SCAN = Scan(Path("a"), "bids:raw:a", "sub-01", "ses-1", "sub-01_ses-1", Demographics())
+METHODS = ("noise", "gradcam", "attention", "occlusion")
+
+
+@pytest.fixture
+def model() -> BrainAgeModel:
+    torch.manual_seed(0)
+    contract = InputContract(
+        "MNI152NLin2009aSym", 12, SHAPE, tuple(map(tuple, AFFINE.tolist())), True, True,
+        "tissue", (20, 80),
+    )  # fmt: skip
+    card = ModelCard("wssa", "WSSA", "1", "None.", "CC0-1.0", "None.", contract,
+                     Uncertainty(5, (-8, 8)), weights_sha256="ab" * 32)  # fmt: skip
+    members: list[nn.Module] = [WSSA((4, 4, 4, 4, 4), (4, 4)).eval().requires_grad_(False)]
+    return BrainAgeModel(card, members)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    explain.atlas_of.cache_clear()
+    explain.noise_model.cache_clear()
+    labels = np.zeros(SHAPE, np.int16)
+    labels[6:12, 8:14, 8:14], labels[12:18, 8:14, 8:14] = 1, 2
+    nib.save(nib.Nifti1Image(labels, AFFINE), tmp_path / "a.nii.gz")
+    (tmp_path / "a.tsv").write_text("index\tname\themisphere\n1\tHalf\tL\n2\tHalf\tR\n")
+    about = {"model": "wssa", "weights_sha256": "ab" * 32, "scans": 50,
+             "options": {"channels": [8, 8]}}  # fmt: skip
+    torch.manual_seed(1)
+    network = NoiseUNet((8, 8)).eval()
+    nn.init.normal_(network.head.weight)
+    (tmp_path / "n.safetensors").write_bytes(NoiseModel(network, about).to_bytes())
+    return Settings(
+        tmp_path / "in", tmp_path / "out", ("participant",), importance=METHODS, device="cpu",
+        atlas=(str(tmp_path / "a.nii.gz"), str(tmp_path / "a.tsv")),
+        noise_model=(str(tmp_path / "n.safetensors"),),
+    )  # fmt: skip
+
+
+def what() -> explain.Explained:
+    place = np.indices(SHAPE) - np.reshape([11.5, 13.5, 11.5], (3, 1, 1, 1))
+    mask = (place**2).sum(0) < 100
+    image = (np.random.default_rng(1).random(SHAPE) * mask).astype(np.float32)
+    view = explain.View(Brain(image, mask, None), np.eye(4))
+    return explain.Explained(SCAN, lambda _name: view, mask, Image(1.0 * mask, AFFINE))
+
+
+def derivatives(settings: Settings) -> Derivatives:
+    return Derivatives(settings.output_dir, settings.bids_dir, settings.template)
+
+
+def test_every_method_that_fits_the_model_is_written_once(
+    settings: Settings, model: BrainAgeModel
+) -> None:
+    out, models = derivatives(settings), {"wssa": model}
+    todo = explain.wanted(SCAN, "key", models, settings, out)
+    assert set(todo) == {("wssa", "noise"), ("wssa", "gradcam"), ("wssa", "occlusion")}
+    explain.write_maps(what(), todo, models, settings, out)
+    for (name, method), fingerprint in todo.items():
+        path = out.importance(SCAN, name, method)
+        values, affine = out.read_image(path)
+        np.testing.assert_array_equal(affine, AFFINE)
+        assert values.shape == SHAPE and values[what().mask].any()
+        assert not values[~what().mask].any()
+        about = out.read_sidecar(path)
+        assert about["Fingerprint"] == fingerprint and about["Method"] == method
+        assert [row["rank"] for row in about["Regions"]] == [1, 2]
+        assert about["Units"] == ("years" if method == "occlusion" else "arbitrary")
+    layers = list(out.root.glob("sub-01/ses-1/anat/*desc-wssagradcamlayer*_importance.nii.gz"))
+    assert len(layers) == 5
+    assert explain.wanted(SCAN, "key", models, settings, out) == {}
+    assert set(explain.wanted(SCAN, "another", models, settings, out)) == set(todo)
+    sections = report._map_sections("sub-01", SCAN.stem, out)
+    assert [section.title for section in sections] == [
+        f"{method}, WSSA (Kancharla & Sinha 2024)" for method in ("Gradcam", "Noise", "Occlusion")
+    ]
+    assert all(section.picture and section.bars for section in sections)
+
+
+def test_without_an_atlas_maps_are_made_but_no_tables(
+    settings: Settings, model: BrainAgeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explain, "atlas_of", lambda files, template: (None, "It cannot be had."))
+    out = derivatives(settings)
+    todo = explain.wanted(SCAN, "key", {"wssa": model}, settings, out)
+    assert set(todo) == {("wssa", "noise"), ("wssa", "gradcam")}
+    explain.write_maps(what(), todo, {"wssa": model}, settings, out)
+    about = out.read_sidecar(out.importance(SCAN, "wssa", "noise"))
+    assert about["Atlas"] is None and about["AtlasMissing"] == "It cannot be had."
+    sections = report._map_sections("sub-01", SCAN.stem, out)
+    assert not sections[0].bars and "No table of regions. It cannot be had." in sections[0].words
+
+
+def test_noise_without_a_noise_model_is_left_out(settings: Settings, model: BrainAgeModel) -> None:
+    other = replace(settings, noise_model=(), importance=("noise",))
+    assert explain.wanted(SCAN, "key", {"wssa": model}, other, derivatives(other)) == {}
+
+
+def test_a_map_of_another_grid_comes_back_to_its_place() -> None:
+    coarse = np.zeros((12, 14, 12), np.float32)
+    coarse[3, 5, 7] = 1
+    view = explain.View(Brain(coarse, coarse > 0), np.diag([0.5, 0.5, 0.5, 1]))
+    found = view.on_standard(coarse, np.ones(SHAPE, bool))
+    assert np.unravel_index(found.argmax(), SHAPE) == (6, 10, 14)
+    assert found.max() == 1

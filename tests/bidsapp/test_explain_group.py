@@ -1,0 +1,266 @@
+"""Importance maps of a group: from images on disk to maps, tables and remarks.
+
+A tiny cohort on a coarse grid, whose age is the brightness of the left hemisphere's front.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import models
+from bidsapp import explain, explain_group
+from bidsapp.derivatives import Derivatives
+from bidsapp.importance import noise as noise_method
+from bidsapp.importance.noise import NoiseModel
+from bidsapp.settings import Settings
+from bidsapp.study import Demographics, Scan
+from models.contract import InputContract, ModelCard, Output, Uncertainty
+from models.prediction import BrainAgeModel
+
+SHAPE = (24, 28, 24)
+AFFINE = np.array([[7.0, 0, 0, -80], [0, 7, 0, -115], [0, 0, 7, -65], [0, 0, 0, 1]])
+FRONT = (slice(7, 10), slice(16, 19), slice(9, 12))
+OPTIONS = noise_method.Options(steps=40, batch=2, channels=(8, 8), learning_rate=1e-2)
+
+
+class Front(nn.Module):
+    """Says the mean intensity of one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.zeros(1, 1, *SHAPE)
+        weight[(0, 0, *FRONT)] = 1
+        self.weight = nn.Parameter(weight / weight.sum(), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.weight).sum((1, 2, 3, 4))
+
+
+def the_model() -> BrainAgeModel:
+    contract = InputContract(
+        "MNI152NLin2009aSym", 12, SHAPE, tuple(map(tuple, AFFINE.tolist())), True, True,
+        "white_matter", (20, 80),
+    )  # fmt: skip
+    card = ModelCard(
+        "front", "Front", "1", "None.", "CC0-1.0", "None.", contract, Uncertainty(5, (-8, 8)),
+        Output(0, 100), "ab" * 32,
+    )  # fmt: skip
+    return BrainAgeModel(card, [Front().eval()])
+
+
+def scan(number: int) -> Scan:
+    name = f"sub-{number:02d}"
+    return Scan(Path(name), f"bids:raw:{name}_T1w.nii.gz", name, None, name, Demographics())
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+    """Function (number, **settings) that writes what the participant level leaves."""
+    monkeypatch.setattr(models, "embedded", lambda: ["front"])
+    monkeypatch.setattr(models, "load", lambda name, device, path: the_model())
+    monkeypatch.setattr(noise_method, "Options", lambda **chosen: replace(OPTIONS, **chosen))
+    explain.atlas_of.cache_clear()
+    explain.noise_model.cache_clear()
+
+    def make(number: int, **options: Any) -> Settings:
+        settings = Settings(
+            tmp_path / "gone", tmp_path / "out", ("group",), atlas=atlas(tmp_path), device="cpu",
+            **options,
+        )  # fmt: skip
+        out = Derivatives(settings.output_dir, settings.bids_dir, settings.template)
+        rng = np.random.default_rng(1)
+        place = np.indices(SHAPE) - np.reshape([11.5, 14, 10], (3, 1, 1, 1))
+        mask = (place**2).sum(0) < 100
+        for person in range(number):
+            age = 20 + 30 * person / max(1, number - 1)
+            image = rng.normal(80, 4, SHAPE) * mask
+            image[FRONT] += (age - 35) / 2.5
+            out.write_image(out.preproc(scan(person)), image, AFFINE, {}, np.float32)
+            out.write_image(out.template_mask(scan(person)), mask, AFFINE, {}, np.uint8)
+            record = {
+                "participant_id": scan(person).participant_id, "session_id": None, "age": age,
+                "source": scan(person).source, "sex": "F", "quality": {"passed": True},
+                "predictions": {"front": {"weights_sha256": "ab" * 32}},
+                "steps": [{"step": "intensity",
+                           "levels": {"cortex": 60.0, "white_matter": 100.0}}],
+                "fingerprint": {"preprocessing": str(person)},
+            }  # fmt: skip
+            out.write_json(out.record(scan(person)), record)
+        return settings
+
+    return make
+
+
+def atlas(folder: Path) -> tuple[str, str]:
+    """Front and back, each with two sides."""
+    labels = np.zeros(SHAPE, np.int16)
+    labels[FRONT] = 1
+    labels[(slice(14, 17), *FRONT[1:])] = 2
+    labels[7:10, 9:12, 9:12], labels[14:17, 9:12, 9:12] = 3, 4
+    image, table = folder / "atlas.nii.gz", folder / "atlas.tsv"
+    nib.save(nib.Nifti1Image(labels, AFFINE), image)
+    table.write_text("index\tname\themisphere\n1\tFront\tL\n2\tFront\tR\n3\tBack\tL\n4\tBack\tR\n")
+    return str(image), str(table)
+
+
+def run(settings: Settings) -> tuple[Derivatives, list[str]]:
+    out = Derivatives(settings.output_dir, settings.bids_dir, settings.template)
+    return out, explain_group.population(settings, out)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))
+
+
+def test_the_map_of_a_cohort_and_what_goes_with_it(study: Callable[..., Settings]) -> None:
+    out, remarks = run(study(24))
+    assert remarks == []
+    path = out.group_importance("front", "noise")
+    values, affine = out.read_image(path)
+    np.testing.assert_array_equal(affine, AFFINE)
+    assert values.dtype == np.float32 and values[FRONT].mean() > 2 * values[values > 0].mean()
+    about = out.read_sidecar(path)
+    assert about["Scans"] == 24 and about["Model"] == "front" and about["Method"] == "noise"
+    assert about["NoiseModel"]["weight"] > 0 and "weight" in about["NoiseModel"]["rule"]
+    assert about["SplitHalfCorrelation"] > 0.5
+    assert about["Atlas"]["Name"] == "atlas"
+    parts = sorted(p.name for p in out.root.glob("group_*_importance.nii.gz"))
+    assert len(parts) == 2 + 3  # mean, deviation, and decades with five people or more
+    table = rows(out.group("regions.tsv"))
+    assert (table[0]["region"], table[0]["hemisphere"]) == ("Front", "L")
+    assert {row["rank"] for row in table} == set("1234")
+    assert float(table[0]["importance_low"]) < float(table[0]["mean_importance"])
+    assert out.group_importance_figure("frontnoise", "map.png").read_bytes()[:4] == b"\x89PNG"
+    assert list(out.group_importance_maps()) == ["frontnoise"]
+    assert not list(out.root.glob("*checkpoint*"))
+    assert not list(out.root.glob("sub-*/anat/*_importance.nii.gz"))  # not asked for
+
+
+def test_a_second_run_does_not_fit_again(
+    study: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = study(22)
+    out, _ = run(settings)
+    before = out.group_importance("front", "noise").read_bytes()
+    monkeypatch.setattr(noise_method, "fit", None)
+    run(settings)
+    assert out.group_importance("front", "noise").read_bytes() == before
+
+
+def test_maps_of_scans_where_noise_is_named(study: Callable[..., Settings]) -> None:
+    out, _ = run(study(20, importance=("noise",), importance_max_scans=20))
+    maps = list(out.root.glob("sub-*/anat/*desc-frontnoise_importance.nii.gz"))
+    assert len(maps) == 20
+    mean = np.mean([out.read_image(path)[0] for path in maps], axis=0)
+    group = out.read_image(out.group_importance("front", "noise"))[0]
+    np.testing.assert_allclose(mean, group, atol=1e-6)
+
+
+def test_few_scans_need_a_noise_model_of_others(
+    study: Callable[..., Settings], tmp_path: Path
+) -> None:
+    settings = study(3)
+    out, remarks = run(settings)
+    assert remarks == ["No noise map of front: 3 scans are too few to fit a noise model to, and "
+                       "none comes with the model."]  # fmt: skip
+    assert not out.group_importance("front", "noise").exists()
+    assert not out.group("regions.tsv").exists()
+    file = tmp_path / "noise.safetensors"
+    file.write_bytes(a_noise_model("ab" * 32))
+    given = replace(settings, noise_model=(str(file),))
+    out, remarks = run(given)
+    assert remarks == [] and out.read_sidecar(out.group_importance("front", "noise"))["Scans"] == 3
+    file.write_bytes(a_noise_model("cd" * 32))
+    explain.noise_model.cache_clear()
+    with pytest.raises(Exception, match="other weights of front"):
+        run(given)
+    file.write_bytes(b"nothing")
+    explain.noise_model.cache_clear()
+    with pytest.raises(Exception, match="cannot be used"):
+        run(given)
+
+
+def a_noise_model(weights: str) -> bytes:
+    network = noise_method.NoiseUNet((8, 8)).eval()
+    about = {
+        "model": "front", "weights_sha256": weights, "scans": 50, "weight": 1.0,
+        "moved_years": 1.0, "tolerance_years": 1.0, "options": {"channels": [8, 8]},
+    }  # fmt: skip
+    return NoiseModel(network, about).to_bytes()
+
+
+def test_without_images_there_is_a_remark(study: Callable[..., Settings]) -> None:
+    settings = study(3)
+    for path in settings.output_dir.rglob("*_T1w.nii.gz"):
+        path.unlink()
+    _, remarks = run(settings)
+    assert len(remarks) == 1 and "no images" in remarks[0]
+
+
+def test_other_methods_average_what_the_participant_level_made(
+    study: Callable[..., Settings],
+) -> None:
+    settings = study(4, importance=("occlusion",))
+    out, remarks = run(settings)
+    assert remarks == ["No occlusion map of front: run the participant level with --importance "
+                       "occlusion."]  # fmt: skip
+    note = {"WeightsSHA256": "ab" * 32}
+    for person in range(3):
+        values = np.full(SHAPE, float(person), np.float32)
+        path = out.importance(scan(person), "front", "occlusion")
+        out.write_image(path, values, AFFINE, note, np.float32)
+    old = out.importance(scan(3), "front", "occlusion")  # of other weights
+    out.write_image(old, np.full(SHAPE, 99.0), AFFINE, {"WeightsSHA256": "0"}, np.float32)
+    out, remarks = run(settings)
+    assert remarks == []
+    found = out.read_image(out.group_importance("front", "occlusion"))[0]
+    assert found[FRONT].mean() == pytest.approx(1)
+    assert out.read_sidecar(out.group_importance("front", "occlusion"))["Units"] == "years"
+
+
+def test_checks_of_the_maps(study: Callable[..., Settings]) -> None:
+    out, _ = run(study(20, importance_check=True))
+    table = rows(out.group("importance_check.tsv"))
+    checks = {(row["check"], row["detail"]): float(row["value"]) for row in table}
+    assert {check for check, _ in checks} == {
+        "split_halves", "randomised", "deletion", "insertion",
+    }  # fmt: skip
+    assert checks["deletion", "noise"] > checks["deletion", "random"]
+    described = json.loads(out.group("importance_check.json").read_text())
+    assert set(described["check"]["Levels"]) >= {check for check, _ in checks}
+
+
+def test_a_limit_on_scans_spreads_over_ages() -> None:
+    sources = [explain_group.Source(scan(n), age, None, {}, {}, "")
+               for n, age in enumerate([50.0, 20, 80, 35, 65, None])]  # fmt: skip
+    assert [s.age for s in explain_group._spread(sources, 3)] == [20, 65, None] or len(
+        explain_group._spread(sources, 3)
+    ) == 3
+    assert explain_group._spread(sources, 9) == sources
+
+
+def test_a_model_with_another_grid_sees_the_same_brain() -> None:
+    contract = replace(the_model().card.contract, shape=(12, 14, 12),
+                       affine=((14.0, 0, 0, -76.5), (0, 14.0, 0, -111.5), (0, 0, 14.0, -61.5),
+                               (0, 0, 0, 1.0)))  # fmt: skip
+    image = np.zeros(SHAPE, np.float32)
+    image[8:16, 10:20, 6:14] = 5
+    mask = image > 0
+    to_model = np.linalg.inv(np.array(contract.affine)) @ AFFINE
+    coarse, inside = explain_group._as_contract(image, mask, to_model, contract)
+    assert coarse.shape == inside.shape == (12, 14, 12)
+    mm = np.argwhere(inside).mean(0) @ np.array(contract.affine)[:3, :3]
+    mm += np.array(contract.affine)[:3, 3]
+    np.testing.assert_allclose(mm, np.array([11.5, 14.5, 9.5]) * 7 + AFFINE[:3, 3], atol=1)
+    assert coarse[inside].mean() == pytest.approx(5, rel=0.15)
