@@ -322,7 +322,8 @@ def groups(material: Material) -> tuple[str, str]:
             f"{test.model}{', corrected' if test.outcome == 'corrected_gap' else ''}",
             str(test.measure),
             f"{test.n:.0f}",
-            f"{test.effect:+.2f} [{test.effect_low:.2f}, {test.effect_high:.2f}]",
+            f"{test.effect:{'.2f' if 'odds' in test.measure else '+.2f'}} "
+            f"[{test.effect_low:.2f}, {test.effect_high:.2f}]",
             f"{test.hedges_g:+.2f} [{test.hedges_g_low:.2f}, {test.hedges_g_high:.2f}]"
             if test.hedges_g == test.hedges_g else UNKNOWN,
             *(f"{value:.3f}" if value == value else UNKNOWN

@@ -164,8 +164,9 @@ def _group_figures(results: Results) -> dict[str, str]:
     figures = {
         "predicted": draw.predicted_figure(frames),
         "gap": draw.gap_figure(frames, decades),
-        "groups": draw.group_figure(frames),
     }
+    if any(frame.loc[frame["tested"], "group"].nunique() > 1 for frame in frames.values()):
+        figures["groups"] = draw.group_figure(frames)
     if len(effects):
         figures["effects"] = draw.forest_figure(effects, "Adjusted difference", "Hedges' g")
     if len(correlations):

@@ -77,48 +77,51 @@ def gap_figure(tables: Tables, decades: Tables) -> str:
     `decades` holds what is left in each decade of the reference: ``age_low``, ``age_high``,
     ``mean``, ``low``, ``high``.
     """
-    with _figure(2 * len(tables), 2, _height(tables)) as (figure, panels, written):
+    count = len(_sides(tables)) * len(tables)
+    with _figure(count, 2, _height(tables)) as (figure, panels, written):
         groups = _groups(tables)
-        for row, (title, table) in enumerate(tables.items()):
-            limits = _limits(table[list(_SIDES)].to_numpy(), 0.06)
-            for axes, (column, side) in zip(panels[2 * row : 2 * row + 2], _SIDES.items()):
-                axes.axhline(0, color=_QUIET, linestyle="--", linewidth=1, zorder=1)
-                axes.set(title=f"{title}, {side}", xlabel="Chronological age (years)",
-                         ylabel="Brain-age gap (years)", ylim=limits)  # fmt: skip
-                if table[column].notna().any():
-                    _points(axes, table, "age", column, groups)
-                    if column == "brain_age_gap":
-                        _line(axes, table[_is_fitted(table)], "age", column)
-                    else:
-                        _decade_means(axes, decades.get(title))
-                else:
-                    _say(axes, "not corrected")
+        for axes, title, table, column in _gap_panels(tables, panels):
+            axes.set_xlabel("Chronological age (years)")
+            axes.set_ylim(_limits(table[list(_SIDES)].to_numpy(), 0.06))
+            _points(axes, table, "age", column, groups)
+            if column == "brain_age_gap":
+                _line(axes, table[_is_fitted(table)], "age", column)
+            else:
+                _decade_means(axes, decades.get(title))
         _legend(figure, tables, groups)
     return written()
 
 
 def group_figure(tables: Tables) -> str:
     """Gap by group before and after correction: every person, mean and its 95 % interval."""
-    with _figure(2 * len(tables), 2, _height(tables)) as (_, panels, written):
+    count = len(_sides(tables)) * len(tables)
+    with _figure(count, 2, _height(tables)) as (_, panels, written):
         groups = [name for name in _groups(tables) if name != LEFT_OUT]
-        for row, (title, table) in enumerate(tables.items()):
-            limits = _limits(table.loc[table["tested"], list(_SIDES)].to_numpy(), 0.06)
-            for axes, (column, side) in zip(panels[2 * row : 2 * row + 2], _SIDES.items()):
-                axes.axhline(0, color=_QUIET, linestyle="--", linewidth=1, zorder=1)
-                axes.set(title=f"{title}, {side}", ylabel="Brain-age gap (years)", ylim=limits)
-                kept = table[table["tested"] & (table["role"] != "repeat") & table[column].notna()]
-                if kept.empty:
-                    _say(axes, "not corrected")
-                    continue
-                label = _label(kept)
-                sizes = [int((label == name).sum()) for name in groups]
-                size = _size(len(kept))
-                for place, name in enumerate(groups):
-                    _strip(axes, place, kept.loc[label == name, column].to_numpy(), size)
-                ticks = [f"{name}\nn = {n}" for name, n in zip(groups, sizes)]
-                axes.set_xticks(range(len(groups)), ticks)
-                axes.set_xlim(-0.6, len(groups) - 0.4)
+        for axes, _title, table, column in _gap_panels(tables, panels):
+            tested = table[table["tested"]]
+            axes.set_ylim(_limits(tested[list(_SIDES)].to_numpy(), 0.06))
+            people = tested[(tested["role"] != "repeat") & tested[column].notna()]
+            label, size = _label(people), _size(len(people))
+            sizes = [int((label == name).sum()) for name in groups]
+            for place, name in enumerate(groups):
+                _strip(axes, place, people.loc[label == name, column].to_numpy(), size)
+            ticks = [f"{name}\nn = {n}" for name, n in zip(groups, sizes)]
+            axes.set_xticks(range(len(groups)), ticks)
+            axes.set_xlim(-0.6, max(len(groups), 1) - 0.4)
     return written()
+
+
+def _gap_panels(
+    tables: Tables, panels: Sequence[Axes]
+) -> Iterator[tuple[Axes, str, pd.DataFrame, str]]:
+    """A row of panels per model, a column per gap: axes, model, its table, name of the gap."""
+    places = iter(panels)
+    for title, table in tables.items():
+        for column, side in _sides(tables).items():
+            axes = next(places)
+            axes.axhline(0, color=_QUIET, linestyle="--", linewidth=1, zorder=1)
+            axes.set(title=f"{title}, {side}", ylabel="Brain-age gap (years)")
+            yield axes, title, table, column
 
 
 def forest_figure(rows: pd.DataFrame, title: str, axis: str) -> str:
@@ -267,10 +270,6 @@ def _size(points: int) -> float:
     return 26 if points < 400 else 10 if points < _MANY else 3
 
 
-def _say(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=_QUIET)
-
-
 # --- groups ---
 
 
@@ -344,6 +343,12 @@ def _figure(
             spare.set_visible(False)
         yield figure, panels[:count], text.getvalue
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _sides(tables: Tables) -> dict[str, str]:
+    """Columns of gaps and what to call them; without the corrected one where there is none."""
+    corrected = any(table["corrected_gap"].notna().any() for table in tables.values())
+    return _SIDES if corrected else {"brain_age_gap": "not corrected"}
 
 
 def _height(tables: Tables) -> float:

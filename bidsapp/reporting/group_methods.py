@@ -260,7 +260,8 @@ def _tests(a: Account) -> Iterator[str]:
     tested = tests[tests["verdict"] == "tested"]
     measures = set(tested["measure"])
     outcome = "harmonised gap" if a.options["harmonize"] else "gap, as predicted,"
-    covariates = _listed(list(dict.fromkeys(tested["covariates"].dropna())))
+    covariates = "; or ".join(dict.fromkeys(tested["covariates"].dropna()))
+    covariates = covariates.replace("age2", "age squared").replace("gray_matter", "grey matter")
     if measures & {"difference", "partial eta squared"}:
         yield (
             f"Groups were compared by the {outcome} in a linear model with heteroscedasticity-"
@@ -280,7 +281,7 @@ def _tests(a: Account) -> Iterator[str]:
             "deviation and the same covariates (likelihood ratio test; areas under the curve are "
             "in sample)."
         )
-    yield f"Covariates: {covariates.replace('age2', 'age squared')}."
+    yield f"Covariates: {covariates}."
     if tested["p_permutation"].notna().any():
         yield (
             f"Permutation p-values are by Freedman and Lane [@freedman_lane] [@winkler], with up "

@@ -310,7 +310,7 @@ def _accuracy(results: Results) -> Table:
             _cell(after.r if after else None, 2, quiet=True),
         ])  # fmt: skip
     columns = ["Model", "Of", "n", "Ages", "MAE", "Mean gap", "r", "R²", "Slope",
-               "r of gap with age", "MAE corrected", "r corrected"]  # fmt: skip
+               "r (gap, age)", "MAE corrected", "r corrected"]  # fmt: skip
     note = (
         "Of the reference, and of the groups beside it. Years; brackets: 95 % intervals by "
         "bootstrap of people. MAE: mean absolute error; slope: of predicted on chronological age. "

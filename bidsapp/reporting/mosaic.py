@@ -114,7 +114,7 @@ class Mosaic:
     def __init__(self, views: Sequence[Sequence[Cut]], legend: Sequence[tuple[str, str]] = ()):
         strip = _LEGEND * ceil(len(legend) / _LEGEND_COLUMNS)
         scales = [_WIDTH / sum(cut.size[0] for cut in row) for row in views]
-        heights = [scale * row[0].size[1] for row, scale in zip(views, scales, strict=True)]
+        heights = [scale * max(cut.size[1] for cut in row) for row, scale in zip(views, scales)]
         bottom = strip + sum(heights)
         self.figure = Figure(figsize=(_WIDTH, bottom), dpi=_DPI, facecolor="black")
         axes = self.figure.add_axes((0, 0, 1, 1))
@@ -122,11 +122,12 @@ class Mosaic:
         self.panels = []
         for row, scale, height in zip(views, scales, heights, strict=True):
             bottom -= height
-            width = scale * row[0].size[0]
-            self.panels += [
-                Panel(axes, cut, (column * width, bottom, width, height))
-                for column, cut in enumerate(row)
-            ]
+            left = 0.0
+            for cut in row:
+                width, own = (scale * side for side in cut.size)
+                place = (left, bottom + (height - own) / 2, width, own)
+                self.panels.append(Panel(axes, cut, place))
+                left += width
         axes.set(xlim=(0, _WIDTH), ylim=(0, strip + sum(heights)), autoscale_on=False)
         if legend:
             self.figure.legend(

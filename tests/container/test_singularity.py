@@ -69,8 +69,8 @@ def test_self_test(contained: Contained) -> None:
 def test_group_level(contained: Contained, tmp_path: Path) -> None:
     """As far as the app itself: there is nothing to summarise."""
     (tmp_path / "out").mkdir()
-    done = contained("runscript", "/data", "/out", "group",
-                     mounts={"/data:ro": tmp_path, "/out": tmp_path / "out"})  # fmt: skip
+    mounts = {"/mnt/data:ro": tmp_path, "/mnt/out": tmp_path / "out"}
+    done = contained("runscript", "/mnt/data", "/mnt/out", "group", mounts=mounts)
     assert done.returncode == 3
     assert "run the participant level first" in " ".join(done.stderr.split())
 

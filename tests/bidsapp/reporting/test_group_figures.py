@@ -111,6 +111,12 @@ def test_whatever_there_is_is_drawn(table: pd.DataFrame) -> None:
         ElementTree.fromstring(svg)
 
 
+def test_without_a_correction_there_is_no_panel_for_it() -> None:
+    said = words(figures.gap_figure({"WSSA": scans(corrected_gap=np.nan)}, {}))
+    assert "WSSA, not corrected" in said and "after correction" not in said
+    assert "WSSA, after correction" in words(DRAWN["gap"]())
+
+
 def test_many_points_become_a_picture() -> None:
     svg = figures.predicted_figure({"WSSA": scans(20_000)})
     assert "data:image/png;base64" in svg
