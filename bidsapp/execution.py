@@ -23,6 +23,8 @@ from bidsapp.progress import Progress, progress_for
 from bidsapp.worker import Answer, serve
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bidsapp.study import Scan
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ def run_scans(
     threads: int,
     crash: Callable[[Scan, str], None],
     seed: int = 1,
+    work_dir: Path | None = None,
     stop_on_first_crash: bool = False,
     progress: Progress | None = None,
     crew: Crew | None = None,
@@ -95,6 +98,8 @@ def run_scans(
         one. What it logs appears in the log of the parent.
     threads
         Threads of torch and BLAS in each worker; ITK always has one.
+    work_dir
+        Where workers put temporary files; the system's folder by default.
     crash
         Called as ``crash(scan, text)`` in the parent for every failed scan; the text is the
         message and, unless the process died, the traceback.
@@ -117,7 +122,7 @@ def run_scans(
     """
     queue = deque(enumerate(scans))
     outcomes: dict[int, Outcome] = {}
-    crew = crew or LocalCrew(worker_environment(threads, seed), max(1, nprocs))
+    crew = crew or LocalCrew(worker_environment(threads, seed, work_dir), max(1, nprocs))
     with (
         _noted_signals() as noted,
         crew,
@@ -146,7 +151,7 @@ def run_scans(
     return [outcomes[index] for index in sorted(outcomes)]
 
 
-def worker_environment(threads: int, seed: int) -> dict[str, str]:
+def worker_environment(threads: int, seed: int, work_dir: Path | None = None) -> dict[str, str]:
     """Environment in which a scan gives the same bits each time; read when ants, torch load.
 
     ANTs repeats itself only with one ITK thread and a seed, and takes seed 0 to mean the clock.
@@ -161,6 +166,7 @@ def worker_environment(threads: int, seed: int) -> dict[str, str]:
         # glibc keeps the memory of large tensors: the networks take two thirds of the time
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(2**33),
+        **({"TMPDIR": str(work_dir)} if work_dir else {}),
     }
 
 

@@ -81,14 +81,13 @@ def _process_all(
     from models.segmentation.labels import LABELS
 
     out.write_label_table(LABELS)
-    if settings.work_dir:
-        settings.work_dir.mkdir(parents=True, exist_ok=True)
     outcomes = run_scans(
         scans,
         partial(process, settings=settings, out=out),
         nprocs=min(settings.nprocs, len(scans)),
         threads=settings.omp_nthreads,
         seed=settings.random_seed,
+        work_dir=settings.work_dir,
         crash=lambda scan, text: out.write_text(out.crash(run_id, scan.stem), text),
         stop_on_first_crash=settings.stop_on_first_crash,
         crew=_cluster(settings) if settings.dask_scheduler else None,
@@ -112,7 +111,7 @@ def _cluster(settings: Settings) -> Crew:
         ) from error
     return DaskCrew(
         str(settings.dask_scheduler),
-        worker_environment(settings.omp_nthreads, settings.random_seed),
+        worker_environment(settings.omp_nthreads, settings.random_seed, settings.work_dir),
         settings.output_dir,
         all_at_once=not settings.stop_on_first_crash,
     )
@@ -179,6 +178,8 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
     """
     from bidsapp.preprocessing.image import file_sha256, load_t1w
 
+    if settings.work_dir:  # of this machine, which may be one of many
+        settings.work_dir.mkdir(parents=True, exist_ok=True)
     tools = toolbox(settings)
     digest = file_sha256(scan.path)
     cards = {name: model.card.to_toml() for name, model in tools.models.items()}

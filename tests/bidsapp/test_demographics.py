@@ -1,6 +1,6 @@
 import pytest
 
-from bidsapp.demographics import Demographics, Remarks, demographics, read_table
+from bidsapp.demographics import Demographics, Remarks, cells_of, demographics, read_table
 
 MONTHS = {"age": {"Units": "months"}}
 NUMBERS = {"sex": {"Levels": {"1": "male", "2": "female"}}}
@@ -152,3 +152,17 @@ def test_rows_of_other_sessions_are_kept_out() -> None:
     ages = [demographics([(table, "sub-01")], f"ses-{s}", remarks).age for s in "abc"]
     assert ages == [30.0, 32.0, None]
     assert remarks.lines() == ()
+
+
+def test_cells_of_other_columns_come_from_the_first_table_that_has_them() -> None:
+    first = read_table("session_id\tIQ\tdose\nses-a\tn/a\t2\n", "s.tsv", "session_id", {})
+    second = read_table(
+        "participant_id\tIQ\tdose\tarm\nsub-1\t101\t1\tL\nsub-1\t101\t1\tR\n", "p.tsv",
+        "participant_id", {},
+    )  # fmt: skip
+    remarks = Remarks()
+    found = cells_of(
+        [(first, "ses-a"), (second, "sub-1")], ("iq", "dose", "arm", "x"), "ses-a", remarks
+    )
+    assert found == {"iq": "101", "dose": "2"}
+    assert any("arm has several values (L, R)" in line for line in remarks.lines())

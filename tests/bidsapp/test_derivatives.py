@@ -213,6 +213,13 @@ def test_group_level_keeps_the_links_of_the_participant_level(output: Derivative
     assert description(output) == before
 
 
+def test_names_of_the_data_sets_it_was_made_from(output: Derivatives) -> None:
+    assert output.source_names() == {output.study_root.name}
+    output.prepare()
+    gone = Derivatives(output.root, output.root / "elsewhere", output.template)
+    assert gone.source_names() == {output.study_root.name, "elsewhere"}
+
+
 def test_folder_of_another_version_is_warned_about(output: Derivatives) -> None:
     output.prepare()
     path = output.root / "dataset_description.json"

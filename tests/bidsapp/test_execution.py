@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -147,6 +148,15 @@ def test_every_worker_has_the_same_environment(nprocs, tmp_path, monkeypatch):
     pids = {(tmp_path / f"{stem}.pid").read_text() for stem in stems}
     assert len(pids) <= nprocs and str(os.getpid()) not in pids
     assert dict(os.environ) == before
+
+
+def name_temporary_folder(scan):
+    raise ScanError(tempfile.gettempdir())
+
+
+def test_temporary_files_go_where_they_should(tmp_path):
+    outcomes, _ = run(scans("a"), name_temporary_folder, work_dir=tmp_path)
+    assert outcomes[0].message == str(tmp_path)
 
 
 def test_seed_zero_is_not_the_clock():

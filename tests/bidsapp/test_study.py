@@ -10,7 +10,7 @@ import pytest
 from bidsapp.demographics import Demographics
 from bidsapp.errors import NothingToDo, UserError
 from bidsapp.settings import Settings
-from bidsapp.study import Study, load_study
+from bidsapp.study import Study, load_study, study_name
 
 MakeStudy = Callable[..., Path]
 
@@ -189,6 +189,11 @@ def test_folder_that_is_no_data_set(tiny_study: Path, text: str | None, message:
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(UserError, match=message):
         load(tiny_study)
+
+
+def test_a_data_set_has_a_name(tiny_study: Path, tmp_path: Path) -> None:
+    assert study_name(tiny_study) == "Tiny"
+    assert study_name(tmp_path / "gone") == "gone"
 
 
 def test_odd_description_is_warned_about(tiny_study: Path) -> None:

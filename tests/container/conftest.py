@@ -61,7 +61,9 @@ def run(engine: str, image: str) -> Run:
 def root(engine: str, image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root file system of the image, unpacked, as Apptainer and Charliecloud use it."""
     folder = tmp_path_factory.mktemp("root")
-    name = _quiet(engine, "create", image).stdout.strip().splitlines()[-1]
+    created = _quiet(engine, "create", image)
+    assert created.returncode == 0, created.stderr
+    name = created.stdout.split()[-1]
     try:
         with subprocess.Popen([engine, "export", name], stdout=subprocess.PIPE) as export:
             subprocess.run(
