@@ -31,6 +31,14 @@ def no_fetched_models(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["BRAINAGE_MODELS"] = str(tmp_path_factory.mktemp("models"))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Networks made in a test start out the same in each run, whichever tests ran before."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def read_results() -> Callable[[Path], dict[str, Any]]:
     """Function that reads all that must not differ between two runs, by file name."""
