@@ -10,7 +10,8 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from numbers import Integral, Real
-from typing import Any, Self, get_origin
+from types import UnionType
+from typing import Any, Self, get_args, get_origin
 
 Affine = tuple[tuple[float, ...], ...]
 
@@ -56,7 +57,7 @@ class InputContract:
     needs_sex: bool = False
 
     def __post_init__(self) -> None:
-        shape, ages = list(self.shape), [float(age) for age in self.ages]
+        shape = list(self.shape)
         affine = [[float(value) for value in row] for row in self.affine]
         if self.degrees_of_freedom not in (0, 6, 9, 12):
             raise ModelError("contract.degrees_of_freedom must be 0, 6, 9 or 12")
@@ -64,11 +65,45 @@ class InputContract:
             raise ModelError("contract.shape must be three positive whole numbers")
         if [len(row) for row in affine] != [4] * 4 or affine[3] != [0, 0, 0, 1]:
             raise ModelError("contract.affine must be 4 x 4 with the last row 0 0 0 1")
-        if len(ages) != 2 or not ages[0] < ages[1]:
-            raise ModelError("contract.ages must be a younger and an older age in years")
         _set(self, "shape", tuple(shape))
         _set(self, "affine", tuple(map(tuple, affine)))
-        _set(self, "ages", tuple(ages))
+        _set(self, "ages", _age_range(self.ages))
+
+
+@dataclass(frozen=True)
+class VolumeContract:
+    """Which volumes of a scan a model takes, in place of an image.
+
+    Attributes
+    ----------
+    volumes
+        Their names in the records of the participant level, in the order in which the network
+        takes them, in ml.
+    ages
+        Youngest and oldest age trained on, in years.
+    needs_sex
+        Whether the network takes the sex of the person beside them.
+    """
+
+    volumes: tuple[str, ...]
+    ages: tuple[float, float]
+    needs_sex: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.volumes or not all(isinstance(name, str) for name in self.volumes):
+            raise ModelError("contract.volumes must be names of volumes")
+        _set(self, "volumes", tuple(self.volumes))
+        _set(self, "ages", _age_range(self.ages))
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Of what the network takes for one scan."""
+        return (len(self.volumes),)
+
+    def select(self, volumes: Mapping[str, float | None]) -> list[float]:
+        """The volumes of a record in the network's order; nan where one was not measured."""
+        found = [volumes.get(name) for name in self.volumes]
+        return [float("nan") if value is None else value for value in found]
 
 
 @dataclass(frozen=True)
@@ -125,6 +160,8 @@ class ModelCard:
         The folder of ``models`` whose ``network.py`` builds the network; empty: ``name``.
     network
         Handed to that module's ``build``.
+    in_ensemble
+        Whether it has a vote in the ensemble, or stands beside it.
     source
         Where weights that are not embedded are published, and how to check them.
     training, figures
@@ -139,11 +176,12 @@ class ModelCard:
     summary: str
     license: str
     citation: str
-    contract: InputContract
+    contract: InputContract | VolumeContract
     uncertainty: Uncertainty
     output: Output = Output()
     weights_sha256: str = ""
     architecture: str = ""
+    in_ensemble: bool = True
     known_failures: tuple[str, ...] = ()
     network: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
@@ -158,6 +196,19 @@ class ModelCard:
                 raise ModelError(f"the model's {key} must be lower-case letters and digits")
         if not re.fullmatch("([0-9a-f]{64})?", self.weights_sha256):
             raise ModelError("weights_sha256 must be 64 hexadecimal digits, or empty")
+
+    @property
+    def image_contract(self) -> InputContract:
+        """The contract of the images it takes.
+
+        Raises
+        ------
+        ModelError
+            Where it takes volumes in place of an image.
+        """
+        if isinstance(self.contract, VolumeContract):
+            raise ModelError(f"The model '{self.name}' takes volumes, and no image.")
+        return self.contract
 
     @classmethod
     def from_toml(cls, text: str, where: str = "the model card") -> Self:
@@ -177,7 +228,10 @@ class ModelCard:
         """
         try:
             table = tomllib.loads(text)
-            for key, kind in _TABLES.items():
+            contract = table.get("contract")
+            of_volumes = isinstance(contract, dict) and "volumes" in contract
+            takes = {"contract": VolumeContract if of_volumes else InputContract}
+            for key, kind in (takes | _TABLES).items():
                 if key in table:
                     table[key] = _build(kind, table[key], f"{key}.")
             return _build(cls, table, "")
@@ -214,7 +268,6 @@ class Prediction:
 
 
 _TABLES: dict[str, type] = {
-    "contract": InputContract,
     "output": Output,
     "uncertainty": Uncertainty,
 }
@@ -223,6 +276,14 @@ _TABLES: dict[str, type] = {
 def _set(instance: object, name: str, value: object) -> None:
     """Normalise one field of a frozen dataclass."""
     object.__setattr__(instance, name, value)
+
+
+def _age_range(ages: Sequence[float]) -> tuple[float, ...]:
+    """Youngest and oldest age, checked."""
+    found = tuple(float(age) for age in ages)
+    if len(found) != 2 or not found[0] < found[1]:
+        raise ModelError("contract.ages must be a younger and an older age in years")
+    return found
 
 
 def _build(kind: type, table: Any, prefix: str) -> Any:
@@ -234,7 +295,7 @@ def _build(kind: type, table: Any, prefix: str) -> Any:
         raise ModelError(f"unknown key {prefix}{key}")
     for key, each in fields.items():
         if key in table:
-            _check_type(prefix + key, table[key], get_origin(each.type) or each.type)
+            _check_type(prefix + key, table[key], each.type)
         elif each.default is MISSING and each.default_factory is MISSING:
             raise ModelError(f"the key {prefix}{key} is missing")
     return kind(**table)
@@ -242,6 +303,9 @@ def _build(kind: type, table: Any, prefix: str) -> Any:
 
 def _check_type(key: str, value: object, kind: Any) -> None:
     """Refuse a value of the wrong kind; 1 may stand for 1.0, and TOML's lists are tuples here."""
+    if isinstance(kind, UnionType):  # of tables, which are built by now
+        kind = next((each for each in get_args(kind) if isinstance(value, each)), kind)
+    kind = get_origin(kind) or kind
     if type(value) not in (kind, {float: int, tuple: list}.get(kind)):
         raise ModelError(f"{key} must be of type {kind.__name__}, not {type(value).__name__}")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from models.contract import Prediction
+from models.contract import ModelCard, Prediction
+
+
+def voters(cards: Mapping[str, ModelCard]) -> list[str]:
+    """The models that the ensemble is made of: all that have a vote, or all where none has."""
+    return [name for name, card in cards.items() if card.in_ensemble] or list(cards)
 
 
 def combine(predictions: Sequence[Prediction]) -> Prediction:

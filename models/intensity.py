@@ -1,4 +1,9 @@
-"""Intensity rules of the models' input contracts, by name: the same in training and in use."""
+"""What a model sees of a brain, by the rule its contract names: the same in training and in use.
+
+Most rules scale intensities. ``tissue_map`` looks at none: where grey matter, white matter and
+fluid lie is the same in every contrast, and a model that sees nothing else carries over to
+scanners it was not trained on (docs/training.md has the figures).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,16 @@ from numpy.typing import NDArray
 from models.contract import ModelError
 
 Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 GREY, WHITE, HIGHEST = 0.6, 1.0, 1.5
+TISSUE_MAP = "tissue_map"
+TISSUES = ("GM", "WM", "CSF")
+"""Order of the shares of tissue; outer fluid and ventricles are one."""
+OUTSIDE, CODES = 0.6, (1.0, 0.0, 0.4)
+"""Values of the tissue map where there is no brain, and where a voxel is all of one tissue.
+
+White matter stands out most: between scanners its border moves less than that of the cortex with
+the fluid around it (docs/training.md)."""
 
 
 def tissue(image: Array, levels: Mapping[str, float]) -> Array:
@@ -64,6 +78,44 @@ RULES: dict[str, Callable[[Array, Mapping[str, float]], Array]] = {
 }
 
 
+def tissue_map(shares: Array) -> Array:
+    """Grey matter 1, white matter 0, fluid 0.4 and what is outside 0.6, mixed by their shares.
+
+    Parameters
+    ----------
+    shares
+        (3, X, Y, Z), of ``TISSUES`` in each voxel, 0 to 1.
+    """
+    codes = np.array(CODES, np.float32) - np.float32(OUTSIDE)
+    return (OUTSIDE + np.tensordot(codes, shares, 1)).astype(np.float32)
+
+
+def view(
+    image: Array, mask: Mask, shares: Array, levels: Mapping[str, float], rule: str
+) -> tuple[Array, Mask]:
+    """A brain as a rule shows it, and the voxels in which it shows anything.
+
+    Parameters
+    ----------
+    image, mask
+        Brain (X, Y, Z), bias-corrected, zero outside its mask.
+    shares
+        (3, X, Y, Z), of ``TISSUES``.
+    levels
+        As in ``scale``.
+    rule
+        ``tissue_map`` or a key of ``RULES``.
+
+    Raises
+    ------
+    ModelError
+        If there is no such rule.
+    """
+    if rule == TISSUE_MAP:
+        return tissue_map(shares), shares.sum(0) > 0.5
+    return scale(image, levels, rule), mask
+
+
 def scale(image: Array, levels: Mapping[str, float], rule: str) -> Array:
     """Apply the rule of a model's contract.
 
@@ -84,6 +136,6 @@ def scale(image: Array, levels: Mapping[str, float], rule: str) -> Array:
     if rule not in RULES:
         raise ModelError(
             f"There is no intensity rule '{rule}', which a model's card asks for; known are "
-            f"{', '.join(RULES)}."
+            f"{', '.join((*RULES, TISSUE_MAP))}."
         )
     return RULES[rule](image, levels)

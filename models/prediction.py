@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.contract import ModelCard, ModelError, Prediction
+from models.reference import Reference, features_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,12 +31,16 @@ class BrainAgeModel:
         What the model is, and the contract its images must keep.
     networks
         The members of the ensemble (say, one per fold), in evaluation mode on one device.
-        A member maps images (N, 1, X, Y, Z) to N numbers. One that needs the sex takes it as
-        a second argument (N numbers, M 0 and F 1), and may be given one image and several sexes.
+        A member maps images (N, 1, X, Y, Z) to N numbers, or volumes (N, 1, V). One that needs
+        the sex takes it as a second argument (N numbers, M 0 and F 1), and may be given one
+        image and several sexes.
+    reference
+        Where the training images lie in the networks' features, if that is known.
     """
 
     card: ModelCard
     networks: list[nn.Module]
+    reference: Reference | None = None
 
     @property
     def device(self) -> str:
@@ -45,6 +50,8 @@ class BrainAgeModel:
     def tensor(self, image: np.ndarray) -> Tensor:
         """Check an image against the contract; as (1, 1, X, Y, Z) on the networks' device.
 
+        Volumes, of a model that takes them in place of an image, come out as (1, 1, V).
+
         Raises
         ------
         ModelError
@@ -53,13 +60,13 @@ class BrainAgeModel:
         import torch
 
         name, shape = self.card.name, self.card.contract.shape
+        what = "volumes" if len(shape) == 1 else "image"
         if image.shape != shape:
-            raise ModelError(
-                f"The model '{name}' takes images of {shape} voxels, not {image.shape}."
-            )
+            unit = "volumes" if len(shape) == 1 else "voxels"
+            raise ModelError(f"The model '{name}' takes {shape} {unit}, not {image.shape}.")
         if not np.isfinite(image).all():
             raise ModelError(
-                f"The image for the model '{name}' holds values that are not finite (NaN or Inf);"
+                f"The {what} for the model '{name}' holds values that are not finite (NaN or Inf);"
                 " check the preprocessing of this scan."
             )
         parameter = next(self.networks[0].parameters())
@@ -79,7 +86,8 @@ class BrainAgeModel:
         Parameters
         ----------
         image
-            (X, Y, Z) on the grid of ``card.contract``, intensities by its rule.
+            (X, Y, Z) on the grid of ``card.contract``, intensities by its rule; or its volumes,
+            (V,), in ml.
         sex
             "F", "M" or None for unknown.
         age
@@ -115,6 +123,21 @@ class BrainAgeModel:
             ),
             sex_assumed=assumed,
         )
+
+    def unlikeness(self, image: np.ndarray) -> float | None:
+        """Distance from the training images; 1 is what one in a hundred of these exceeds.
+
+        None where the model has no reference.
+
+        Parameters
+        ----------
+        image
+            As for `predict`.
+        """
+        if self.reference is None:
+            return None
+        features = features_of(self.networks, self.tensor(image))
+        return None if features is None else self.reference.relative(features)
 
     def ages(self, images: Tensor, sex: str | None = None) -> Tensor:
         """Predicted ages as a function that gradients flow through: the mean over the members.

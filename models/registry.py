@@ -20,8 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from models.contract import ModelCard, ModelError
 from models.prediction import BrainAgeModel
+from models.reference import Reference
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 CARD = "card.toml"
 WEIGHTS = "weights.safetensors"
+REFERENCE = "reference.safetensors"
 SEGMENTATION = "segmentation"
 HASH = "git_blob_sha1"
 """Key of a card's source: sha1("blob <size>\\0" + content), as git names the published file."""
@@ -161,7 +165,8 @@ def load(
         this = _card_for(file, name, root)
     build = network_builder(this.architecture)
     networks = load_networks(file, lambda: build(this.network), this.weights_sha256, device)
-    return BrainAgeModel(this, networks)
+    reference = load_reference(file.with_name(REFERENCE), this.weights_sha256)
+    return BrainAgeModel(this, networks, reference)
 
 
 def how_to_get(this: ModelCard) -> str:
@@ -312,6 +317,38 @@ def save_model(
     sha256 = save_weights(folder / WEIGHTS, networks, dtype)
     write(folder / CARD, replace(this, weights_sha256=sha256).to_toml().encode())
     return folder / WEIGHTS
+
+
+def save_reference(folder: Path, reference: Reference, sha256: str) -> Path:
+    """Write a model's reference, with the hash of the weights that it was made with."""
+    from safetensors.numpy import save
+
+    names = "mean", "axes", "deviations", "rest", "distances"
+    arrays = {n: np.ascontiguousarray(getattr(reference, n), np.float32) for n in names}
+    write(folder / REFERENCE, save(arrays, {"weights_sha256": sha256}))
+    return folder / REFERENCE
+
+
+def load_reference(path: Path, sha256: str) -> Reference | None:
+    """The reference beside a model's weights; None without one, or with that of other weights.
+
+    Raises
+    ------
+    ModelError
+        Where the file cannot be read.
+    """
+    if not path.is_file():
+        return None
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            if (file.metadata() or {}).get("weights_sha256") != sha256:
+                return None
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return Reference(**arrays | {"rest": arrays["rest"].item()})
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is no reference of a model: {error}.") from None
 
 
 def _card_for(file: Path, name: str, root: Path) -> ModelCard:

@@ -20,21 +20,22 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "encoder": {},
         "regressor": {},
     },
-    # Small enough to be trained on hundreds of scans and shipped: 2 mm slices, 3.5 million.
+    # Small enough to be trained on a hundred scans in minutes: 0.6 million.
     "small": {
         "encoder": {
-            "image_size": 96,
-            "patch_size": 8,
-            "hidden": 192,
-            "layers": 6,
-            "heads": 3,
+            "image_size": (96, 84),
+            "patch_size": 12,
+            "hidden": 96,
+            "layers": 4,
+            "heads": 4,
             "image_channels": 1,
         },
         "regressor": {
-            "slices": 80,
-            "hidden": 192,
-            "kernels": ((5, 15), (3, 7), (2, 3)),
-            "dense": (64, 32),
+            "slices": 45,
+            "hidden": 96,
+            "kernels": ((3, 9), (3, 5), (2, 3)),
+            "dense": (32, 16),
+            "standardise": True,
         },
     },
 }
@@ -85,7 +86,7 @@ class ViT(nn.Module):
     Parameters
     ----------
     image_size, patch_size
-        Sides of a slice and of a patch, in pixels.
+        Sides of a slice (one number for both, or two) and of a patch, in pixels.
     hidden, layers, heads
         Width, depth, and attention heads a layer.
     classes
@@ -96,7 +97,7 @@ class ViT(nn.Module):
 
     def __init__(
         self,
-        image_size: int = 224,
+        image_size: int | Sequence[int] = 224,
         patch_size: int = 16,
         hidden: int = 768,
         layers: int = 12,
@@ -105,15 +106,18 @@ class ViT(nn.Module):
         image_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.image_size, self.image_channels = image_size, image_channels
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        self.image_size, self.image_channels = (height, width), image_channels
+        self.grid = height // patch_size, width // patch_size
         self.patches = nn.Conv2d(image_channels, hidden, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, hidden))
-        self.position = nn.Parameter(torch.zeros(1, 1 + (image_size // patch_size) ** 2, hidden))
+        self.position = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], hidden))
         self.blocks = nn.Sequential(*(Block(hidden, heads) for _ in range(layers)))
         self.norm = nn.LayerNorm(hidden, eps=1e-6)
         self.head = nn.Linear(hidden, classes)
-        for weight in (self.class_token, self.position):
-            nn.init.trunc_normal_(weight, std=0.02)
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        with torch.no_grad():
+            self.position[0, 1:] = waves(*self.grid, hidden)
 
     def tokens(self, slices: Tensor) -> Tensor:
         """(N, 1, size, size) -> (N, 1 + patches, hidden), the class token first."""
@@ -128,6 +132,23 @@ class ViT(nn.Module):
     def forward(self, slices: Tensor) -> Tensor:
         """(N, 1, size, size) -> (N, classes), logits of age decade x sex."""
         return self.head(self.tokens(slices)[:, 0])
+
+
+def waves(height: int, width: int, hidden: int) -> Tensor:
+    """Sines and cosines of the places of patches, (height * width, hidden).
+
+    Positions start from them (Beyer 2022, arXiv:2205.01580): beside the patches, small random ones
+    would be noise for long. A quarter of the numbers each is sine and cosine of the row, sine and
+    cosine of the column; what is left over is 0.
+    """
+    count = hidden // 4
+    rates = 10_000 ** -(torch.arange(count) / max(1, count - 1))
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    found = torch.zeros(height * width, hidden)
+    angles = [place.reshape(-1, 1) * rates for place in (rows, columns)]
+    parts = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
+    found[:, : 4 * count] = torch.cat(parts, 1)
+    return found
 
 
 class ResidualConv(nn.Module):
@@ -158,7 +179,13 @@ class Regressor(nn.Module):
         Widths of the dense layers before the last, which also takes the sex.
     dropout
         Rate after each of those.
+    standardise
+        Take the mean over people from each entry of the matrix, and divide by their standard
+        deviation: brains in a template share so much that those of two people hardly differ.
     """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
@@ -168,8 +195,14 @@ class Regressor(nn.Module):
         kernels: Sequence[Sequence[int]] = ((10, 60), (5, 15), (2, 6)),
         dense: Sequence[int] = (512, 128),
         dropout: float = 0.3,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
+        self.slices = slices
+        self.standardise = standardise
+        if standardise:
+            self.register_buffer("mean", torch.zeros(slices, hidden))
+            self.register_buffer("deviation", torch.ones(slices, hidden))
         self.convs = nn.Sequential(*map(ResidualConv, (1, *channels[:-1]), channels, kernels))
         height, width = (
             side - sum(kernel[axis] for kernel in kernels)
@@ -191,6 +224,8 @@ class Regressor(nn.Module):
 
     def forward(self, features: Tensor, sex: Tensor) -> Tensor:
         """(N, slices, hidden) and (N,), M 0 and F 1 -> (N,); one brain may meet several sexes."""
+        if self.standardise:
+            features = (features - self.mean) / self.deviation
         x = self.dense(self.convs(features[:, None]).flatten(1))
         x = x.expand(len(sex), -1)
         return self.last(torch.cat([x, sex[:, None].to(x.dtype)], 1)).squeeze(1)
@@ -210,23 +245,39 @@ class BrainRotViT(nn.Module):
         self.encoder = ViT(**encoder)
         self.regressor = Regressor(**regressor)
 
+    def slices(self, x: Tensor) -> Tensor:
+        """Sagittal slices, as many and as large as the network wants them.
+
+        (N, 1, X, Y, Z) -> (N, slices, height, width); interpolated where they are not.
+        """
+        if not self._fits(x):
+            size = self.regressor.slices, *self.encoder.image_size
+            x = functional.interpolate(x, size=size, mode="trilinear")
+        return x[:, 0]
+
+    def _fits(self, x: Tensor) -> bool:
+        return x.shape[2:] == (self.regressor.slices, *self.encoder.image_size)
+
     def encode(self, x: Tensor, slices_at_once: int = 32) -> Tensor:
         """The feature matrix of each brain, a few slices at a time to bound the memory.
 
         Parameters
         ----------
         x
-            (N, 1, slices, size, size): sagittal slices from left to right, each scaled to
-            [0, 1].
+            (N, 1, X, Y, Z): sagittal slices from left to right.
 
         Returns
         -------
         Tensor
             (N, slices, hidden).
         """
-        slices = x.flatten(0, 2)[:, None]
-        parts = [self.encoder.features(part) for part in slices.split(slices_at_once)]
-        return torch.cat(parts).unflatten(0, (len(x), -1))
+        return self._encoded(self.slices(x), slices_at_once)
+
+    def _encoded(self, slices: Tensor, at_once: int = 32) -> Tensor:
+        """(N, slices, height, width) -> (N, slices, hidden)."""
+        single = slices.flatten(0, 1)[:, None]
+        parts = [self.encoder.features(part) for part in single.split(at_once)]
+        return torch.cat(parts).unflatten(0, (len(slices), -1))
 
     def near(self, image: Tensor) -> Callable[..., Tensor]:
         """The network, for images that differ from ``image`` in a box alone.
@@ -236,7 +287,7 @@ class BrainRotViT(nn.Module):
         Parameters
         ----------
         image
-            (1, 1, slices, size, size).
+            (1, 1, X, Y, Z).
 
         Returns
         -------
@@ -244,16 +295,22 @@ class BrainRotViT(nn.Module):
             From images, sexes and ``box``, whose first slice is of slices, to (N,).
         """
         encoded = self.encode(image)
+        voxels, slices = image.shape[2], encoded.shape[1]
+        # so far reach the slices that are interpolated from a voxel
+        margin = 0 if self._fits(image) else 1 + -(-slices // voxels)
 
         def network(images: Tensor, sex: Tensor, *, box: Sequence[slice]) -> Tensor:
+            start, stop, _ = box[0].indices(voxels)
+            first, last = start * slices // voxels, -(-stop * slices // voxels)
+            touched = slice(max(0, first - margin), last + margin)
             features = encoded.expand(len(images), -1, -1).clone()
-            features[:, box[0]] = self.encode(images[:, :, box[0]])
+            features[:, touched] = self._encoded(self.slices(images)[:, touched])
             return self.regressor(features, sex)
 
         return network
 
     def forward(self, x: Tensor, sex: Tensor) -> Tensor:
-        """(N, 1, slices, size, size) and (N,), M 0 and F 1 -> (N,), age in the card's units."""
+        """(N, 1, X, Y, Z) and (N,), M 0 and F 1 -> (N,), age in the card's units."""
         return self.regressor(self.encode(x), sex)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-LARGEST = 64
-"""Voxels along an axis of an image that is taken as it is."""
+from models.coarse import at_4_mm, smoothed, voxel_size
+from models.wssa.network import SpatialAttention
+
 MOMENTUM = 0.02
 
 
@@ -30,6 +31,10 @@ class CompactCNN(nn.Module):
         Before the dense layer.
     mirror
         In use, predict from the image and from its mirror image, and average.
+    smoothing
+        How often the image is smoothed by the mean of 3 x 3 x 3 voxels of 4 mm before all else.
+    attention
+        Whether WSSA's spatial attention, one module for all layers, follows each pooling.
     """
 
     def __init__(
@@ -38,9 +43,12 @@ class CompactCNN(nn.Module):
         channels: Sequence[int] = (16, 32, 64, 128),
         dropout: float = 0.3,
         mirror: bool = True,
+        smoothing: int = 0,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         self.mirror = mirror
+        self.smoothing = smoothing
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv3d(wide_in, wide_out, 3, padding=1),
@@ -49,6 +57,7 @@ class CompactCNN(nn.Module):
             )
             for wide_in, wide_out in zip((1, *channels), channels, strict=False)
         )
+        self.attention = SpatialAttention(3) if attention else nn.Identity()
         voxels = 1
         for side in shape:
             voxels *= side >> len(channels)
@@ -58,9 +67,9 @@ class CompactCNN(nn.Module):
     def attended(self, x: Tensor) -> list[Tensor]:
         """The feature maps of every layer, first layer first (for Grad-CAM)."""
         maps: list[Tensor] = []
-        x = at_4_mm(x)
+        x = smoothed(at_4_mm(x), self.smoothing)
         for block in self.blocks:
-            x = functional.max_pool3d(functional.relu(block(x)), 2)
+            x = self.attention(functional.max_pool3d(functional.relu(block(x)), 2))
             maps.append(x)
         return maps
 
@@ -77,8 +86,7 @@ class CompactCNN(nn.Module):
         list
             Step and offset, in voxels of the image, of each layer.
         """
-        first = 1 if max(shape) <= LARGEST else 2
-        steps = [first * 2**layer for layer in range(1, len(self.blocks) + 1)]
+        steps = [voxel_size(shape) * 2**layer for layer in range(1, len(self.blocks) + 1)]
         return [(step, (step - 1) / 2) for step in steps]
 
     def regress(self, last: Tensor) -> Tensor:
@@ -92,14 +100,6 @@ class CompactCNN(nn.Module):
         if self.mirror and not self.training:
             found = (found + self.regress(self.attended(x.flip(2))[-1])) / 2
         return found
-
-
-def at_4_mm(x: Tensor) -> Tensor:
-    """(N, 1, X, Y, Z) at 2 mm -> means of blocks of eight voxels; at 4 mm -> as it is."""
-    if max(x.shape[2:]) <= LARGEST:
-        return x
-    odd = [side % 2 for side in x.shape[2:]]
-    return functional.avg_pool3d(functional.pad(x, (0, odd[2], 0, odd[1], 0, odd[0])), 2)
 
 
 def build(config: dict[str, Any]) -> CompactCNN:

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.contract import ModelError
-from models.training.options import AUGMENTATIONS, AugmentationOptions, Options
-from models.training.recipes import RECIPES
+from models.training.options import (
+    AUGMENTATIONS,
+    OF_INTENSITIES,
+    AugmentationOptions,
+    EncoderOptions,
+    Options,
+)
+from models.training.recipes import RECIPES, VOLUMES
 
 if TYPE_CHECKING:
     from models.prediction import BrainAgeModel
@@ -26,7 +32,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(dest="model", required=True, metavar="NAME")
     for name, recipe in RECIPES.items():
-        _add_regression(commands.add_parser(name, help=recipe.title, description=recipe.summary))
+        parser_of = commands.add_parser(name, help=recipe.title, description=recipe.summary)
+        _add_regression(parser_of)
+        if recipe.two_stages:
+            _add_encoder(parser_of)
+    _add_volumes(commands.add_parser("volumes", help=VOLUMES.title, description=VOLUMES.summary))
+    _add_reference(
+        commands.add_parser(
+            "reference", help="to a trained model: what is usual among its training images"
+        )
+    )
     _add_segmentation(
         commands.add_parser("segmentation", help="the network that finds brain and tissues")
     )
@@ -133,6 +148,50 @@ def _add_regression(parser: argparse.ArgumentParser) -> None:
     add("--version", default="0.1.0", help="of the weights (%(default)s)")
 
 
+def _add_encoder(parser: argparse.ArgumentParser) -> None:
+    default = EncoderOptions()
+    add = parser.add_argument_group("first stage, without --from-weights").add_argument
+    add("--encoder-epochs", type=int, default=default.epochs,
+        help="of the encoder, before those of --epochs; 0: one stage (%(default)s)")  # fmt: skip
+    add("--encoder-learning-rate", type=float, default=default.learning_rate,
+        help="(%(default)s)")  # fmt: skip
+    add("--slices", type=int, default=default.slices, help="a scan and epoch (%(default)s)")
+    add("--views", type=int, default=default.views,
+        help="random views of each scan for the second stage (%(default)s)")  # fmt: skip
+
+
+def _add_volumes(parser: argparse.ArgumentParser) -> None:
+    default = Options()
+    add = parser.add_argument
+    add(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DERIVATIVES",
+        help="output folders of the app's participant level, of people of known age and sex",
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="where the model goes")
+    add("--folds", type=int, default=default.folds, help="of the cross-validation (%(default)s)")
+    add("--seed", type=int, default=default.seed, help="of the folds (%(default)s)")
+    add("--license", default=LICENSE, help="of the weights, SPDX name (%(default)s)")
+    add("--version", default="0.1.0", help="of the weights (%(default)s)")
+
+
+def _add_reference(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", metavar="MODEL", help="a model that is known")
+    add(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DERIVATIVES",
+        help="output folders of the app's participant level, of the people it was trained on",
+    )
+    add("--weights", type=Path, metavar="DIR", help="folder of the model, where it is your own")
+
+
 def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="BIDS", help="BIDS data set of T1w scans")
@@ -154,6 +213,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.model == "segmentation":
             _train_segmentation(chosen)
+        elif chosen.model == "volumes":
+            _train_volumes(chosen)
+        elif chosen.model == "reference":
+            _write_reference(chosen)
         else:
             _train_regression(chosen)
     except (ModelError, OSError) as error:
@@ -175,6 +238,25 @@ def _train_segmentation(chosen: argparse.Namespace) -> None:
         segmentation.run(options)
 
 
+def _train_volumes(chosen: argparse.Namespace) -> None:
+    from models.training import volumes
+    from models.training.data import load_volumes
+    from models.training.folds import assign_folds
+
+    data = load_volumes(chosen.data, volumes.REGIONS)
+    people, strata = [s.person for s in data.scans], [s.stratum for s in data.scans]
+    folds = assign_folds(people, strata, data.ages.tolist(), chosen.folds, chosen.seed)
+    card = volumes.train(data, folds, chosen.seed, chosen.out, chosen.license, chosen.version)
+    found = card.figures
+    print(f"{chosen.out}: MAE {found['mae']:.2f} y, r {found['r']:.3f} out of fold.")
+
+
+def _write_reference(chosen: argparse.Namespace) -> None:
+    from models.training import reference
+
+    print(reference.write(chosen.name, chosen.data, chosen.weights))
+
+
 def _train_regression(chosen: argparse.Namespace) -> None:
     # Late, so that --help answers at once.
     from models.training.data import load_training_set
@@ -182,6 +264,7 @@ def _train_regression(chosen: argparse.Namespace) -> None:
     from models.training.fine_tuning import check_fits
     from models.training.folds import assign_folds
     from models.training.regression import train_fold
+    from models.training.two_stages import TwoStages
 
     parent = _parent(chosen)
     recipe, options = RECIPES[chosen.model], regression_options(chosen, parent)
@@ -204,8 +287,9 @@ def _train_regression(chosen: argparse.Namespace) -> None:
         if chosen.fresh:
             (chosen.out / f"{name}.pt").unlink(missing_ok=True)
         start = parent.networks[fold % len(parent.networks)] if parent else None
-        small = data.pooled(recipe.pooling)
-        train_fold(small, folds == fold, name, options, chosen.out, _say, start)
+        small = data.pooled(2 if options.network.get("coarse") else recipe.pooling)
+        how = TwoStages() if options.encoder else None
+        train_fold(small, folds == fold, name, options, chosen.out, _say, start, how)
     if chosen.fold is None:
         license = parent.card.license if parent else chosen.license or LICENSE
         card = export(data, folds, chosen.model, recipe, options, chosen.out,
@@ -235,7 +319,13 @@ def regression_options(chosen: argparse.Namespace, parent: BrainAgeModel | None 
         from models.training.fine_tuning import options_of
 
         options = options_of(parent.card, options)
-    return replace(options, augmentation=options.augmentation.without(*without))
+    elif epochs := getattr(chosen, "encoder_epochs", 0):
+        first = EncoderOptions(epochs, chosen.encoder_learning_rate, chosen.slices, chosen.views)
+        options = replace(options, encoder=first, epochs=epochs + options.epochs)
+    from models.intensity import TISSUE_MAP
+
+    unused = OF_INTENSITIES if options.intensity == TISSUE_MAP else ()
+    return replace(options, augmentation=options.augmentation.without(*without, *unused))
 
 
 def _parent(chosen: argparse.Namespace) -> BrainAgeModel | None:

@@ -10,13 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.intensity import HIGHEST
-from models.training.options import AugmentationOptions
+from models.intensity import HIGHEST, OUTSIDE
+from models.training.data import TrainingScan
+from models.training.options import AugmentationOptions, Options
 
 MARGIN = 3
 """Voxels around the brain that may be needed when it is moved and rotated."""
 LEVELS = 2048
 """Steps of the table by which an intensity curve is applied."""
+
+
+def view_of(scan: TrainingScan, options: Options, rng: np.random.Generator) -> Tensor:
+    """One random view of a scan, (X, Y, Z), on the device."""
+    image = scan.image.to(options.device)
+    if scan.stripped is None:
+        return augment(image, options.augmentation, rng)
+    return augment_tissues(image, scan.stripped.to(options.device), options.augmentation, rng)
 
 
 def augment(image: Tensor, options: AugmentationOptions, rng: np.random.Generator) -> Tensor:
@@ -58,6 +67,36 @@ def augment(image: Tensor, options: AugmentationOptions, rng: np.random.Generato
     return _place(view, result, box, flip, shift)
 
 
+def augment_tissues(
+    image: Tensor, stripped: Tensor, options: AugmentationOptions, rng: np.random.Generator
+) -> Tensor:
+    """One random view of a tissue map; contrast, and what spoils it, has no say in one.
+
+    Parameters
+    ----------
+    image, stripped
+        (X, Y, Z), `models.intensity.OUTSIDE` outside the brain; with all fluid around the brain,
+        and as a tight strip leaves it.
+
+    Returns
+    -------
+    Tensor, (X, Y, Z), float32
+    """
+    bare = options.erosion and rng.random() < 0.5
+    view = (stripped if bare else image).float() - OUTSIDE
+    if options.flip and rng.random() < 0.5:
+        view = view.flip(0)
+    if options.affine and rng.random() < 0.5:
+        grid = functional.affine_grid(_random_affine(view, rng), [1, 1, *view.shape],
+                                      align_corners=False)  # fmt: skip
+        view = functional.grid_sample(view[None, None], grid, align_corners=False)[0, 0]
+    if options.translation:
+        moved = torch.zeros_like(view)
+        every = (slice(0, view.shape[0]), slice(0, view.shape[1]), slice(0, view.shape[2]))
+        view = _place(view, moved, every, False, rng.integers(-2, 3, 3))
+    return view + OUTSIDE
+
+
 def bounding_box(image: Tensor, margin: int = 0) -> tuple[slice, slice, slice]:
     """The box around all voxels that are not 0, and some more where there are."""
     filled = image > 0
@@ -90,17 +129,23 @@ def _place(
 
 def _jitter(view: Tensor, rng: np.random.Generator) -> Tensor:
     """A small random affine about the box's middle; the brain's edge stays sharp."""
+    pair = torch.stack([view, (view > 0).float()])[None]
+    theta = _random_affine(view, rng)
+    grid = functional.affine_grid(theta, list(pair.shape), align_corners=False)
+    moved, brain = functional.grid_sample(pair, grid, align_corners=False)[0]
+    # of the image inside the brain alone: without the division the rim would be dark
+    return torch.where(brain > 0.5, moved / brain.clamp(min=0.5), 0)
+
+
+def _random_affine(view: Tensor, rng: np.random.Generator) -> Tensor:
+    """(1, 3, 4), for ``affine_grid``: up to 3 degrees, 3 % of scale and of shear."""
     size = np.array(view.shape, dtype=float)[::-1]  # torch's order: z, y, x
     matrix = np.eye(3) + rng.uniform(-0.03, 0.03, (3, 3))
     turn = np.deg2rad(rng.uniform(-3, 3, 3))
     matrix += np.cross(np.eye(3), turn)
     matrix = matrix * size[None] / size[:, None]  # from voxels to normalised coordinates
-    theta = torch.tensor(np.c_[matrix, np.zeros(3)], dtype=torch.float32, device=view.device)
-    pair = torch.stack([view, (view > 0).float()])[None]
-    grid = functional.affine_grid(theta[None], list(pair.shape), align_corners=False)
-    moved, brain = functional.grid_sample(pair, grid, align_corners=False)[0]
-    # of the image inside the brain alone: without the division the rim would be dark
-    return torch.where(brain > 0.5, moved / brain.clamp(min=0.5), 0)
+    theta = np.c_[matrix, np.zeros(3)]
+    return torch.tensor(theta, dtype=torch.float32, device=view.device)[None]
 
 
 def _blur(view: Tensor, rng: np.random.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,18 @@ from urllib.parse import unquote, urlsplit
 import nibabel as nib
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
 from models.contract import Affine, ModelError
-from models.intensity import scale
+from models.intensity import TISSUE_MAP, TISSUES, scale, tissue_map
 
 RECORD = "_brainage.json"
 IMAGE = "_space-*_res-2_desc-preproc_T1w.nii.gz"
+CLOSED = 3
+"""Voxels of 2 mm by which the gaps between gyri are closed to find a tight mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +40,9 @@ class TrainingScan:
     sex
         "F", "M" or None.
     image
-        (X, Y, Z), float16, scaled by the intensity rule.
+        (X, Y, Z), float16, scaled by the intensity rule; or the scan's volumes, (V,), float32, ml.
+    stripped
+        Of a tissue map, the same without the fluid around the brain, as a tight strip leaves it.
     """
 
     name: str
@@ -46,6 +52,7 @@ class TrainingScan:
     sex: str | None
     site: str
     image: Tensor
+    stripped: Tensor | None = None
 
     @property
     def person(self) -> tuple[str, str]:
@@ -88,7 +95,14 @@ class TrainingSet:
         """The same scans, averaged over blocks of ``size`` voxels along each axis."""
         if size == 1:
             return self
-        scans = [replace(scan, image=_block_means(scan.image, size)) for scan in self.scans]
+        scans = [
+            replace(
+                scan,
+                image=_block_means(scan.image, size),
+                stripped=None if scan.stripped is None else _block_means(scan.stripped, size),
+            )
+            for scan in self.scans
+        ]
         return replace(self, scans=tuple(scans))
 
     def fingerprint(self) -> str:
@@ -123,26 +137,81 @@ def load_training_set(roots: Sequence[Path], intensity: str) -> TrainingSet:
     scans: list[TrainingScan] = []
     grids: dict[tuple[str, Affine, tuple[int, ...]], str] = {}
     skipped = 0
-    for root in roots:
-        dataset = dataset_name(root)
-        for path in sorted(root.glob(f"sub-*/**/*{RECORD}")):
-            record = _read_json(path)
-            if record.get("age") is None:
-                skipped += 1
-                continue
-            scan, template, affine = _load_scan(path, record, dataset, intensity)
-            scans.append(scan)
-            grids.setdefault((template, affine, scan.image.shape), scan.name)
+    for path, record, dataset in _records(roots):
+        if record.get("age") is None:
+            skipped += 1
+            continue
+        scan, template, affine = _load_scan(path, record, dataset, intensity)
+        scans.append(scan)
+        grids.setdefault((template, affine, scan.image.shape), scan.name)
     if not scans:
-        folders = ", ".join(map(str, roots))
-        raise ModelError(
-            f"There is no scan of known age below {folders}; run the participant level on a data"
-            " set whose participants.tsv has an age column."
-        )
+        raise _nobody(roots)
     if len(grids) > 1:
         names = " and ".join(list(grids.values())[:2])
         raise ModelError(f"The scans {names} lie on different grids; use one template for all.")
     return TrainingSet(tuple(scans), template, affine, skipped)
+
+
+def load_volumes(roots: Sequence[Path], names: Sequence[str]) -> TrainingSet:
+    """Read volumes in place of images, from the records alone.
+
+    Parameters
+    ----------
+    roots
+        Output folders of the participant level.
+    names
+        Keys of the records' ``volumes_ml``.
+
+    Raises
+    ------
+    ModelError
+        Where there is no scan of known age, or a volume is missing.
+    """
+    scans, skipped = [], 0
+    for path, record, dataset in _records(roots):
+        if record.get("age") is None:
+            skipped += 1
+            continue
+        volumes = record.get("volumes_ml") or {}
+        found = [volumes.get(name) for name in names]
+        if None in found:
+            raise ModelError(
+                f"The record {path} has no volume '{names[found.index(None)]}'; run the"
+                " participant level again."
+            )
+        name = path.name.removesuffix(RECORD)
+        scans.append(_scan(name, record, dataset, torch.tensor(found, dtype=torch.float32)))
+    if not scans:
+        raise _nobody(roots)
+    return TrainingSet(tuple(scans), template="", affine=(), skipped=skipped)
+
+
+def _records(roots: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any], str]]:
+    """Every record below the folders: its path, what it says, and its data set."""
+    for root in roots:
+        dataset = dataset_name(root)
+        for path in sorted(root.glob(f"sub-*/**/*{RECORD}")):
+            yield path, _read_json(path), dataset
+
+
+def _nobody(roots: Sequence[Path]) -> ModelError:
+    folders = ", ".join(map(str, roots))
+    return ModelError(
+        f"There is no scan of known age below {folders}; run the participant level on a data set"
+        " whose participants.tsv has an age column."
+    )
+
+
+def _scan(name: str, record: dict[str, Any], dataset: str, image: Tensor) -> TrainingScan:
+    return TrainingScan(
+        name,
+        dataset,
+        record["participant_id"],
+        float(record["age"]),
+        record.get("sex"),
+        record.get("site") or "",
+        image,
+    )
 
 
 def _load_scan(
@@ -156,25 +225,40 @@ def _load_scan(
             f"Beside {path} there must be one image {name}{IMAGE}, not {len(images)}; run the"
             " participant level again."
         )
-    try:
-        loaded: Any = nib.load(images[0])
-        voxels = np.asarray(loaded.dataobj, dtype=np.float32)
-    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise ModelError(f"The image {images[0]} cannot be read: {error}.") from None
-    scaled = scale(voxels, _levels(path, record), intensity)
+    stripped = None
+    if intensity == TISSUE_MAP:
+        there = images[0].name.removesuffix("desc-preproc_T1w.nii.gz")
+        found = [_voxels(path.parent / f"{there}label-{t}_probseg.nii.gz") for t in TISSUES]
+        shares, affine = np.stack([share for share, _ in found]), found[0][1]
+        scaled = tissue_map(shares)
+        stripped = torch.from_numpy(tissue_map(shares * _tight(shares))).half()
+    else:
+        voxels, affine = _voxels(images[0])
+        scaled = scale(voxels, _levels(path, record), intensity)
     if not np.isfinite(scaled).all():
         raise ModelError(f"The image {images[0]} holds values that are not finite.")
-    scan = TrainingScan(
-        name,
-        dataset,
-        record["participant_id"],
-        float(record["age"]),
-        record.get("sex"),
-        record.get("site") or "",
-        torch.from_numpy(scaled).half(),
-    )
+    image = torch.from_numpy(scaled).half()
+    scan = replace(_scan(name, record, dataset, image), stripped=stripped)
     template = images[0].name.removeprefix(f"{name}_space-").split("_")[0]
-    return scan, template, tuple(tuple(map(float, row)) for row in loaded.affine)
+    return scan, template, affine
+
+
+def _tight(shares: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Grey and white matter, ventricles, and of the fluid around them what sulci hold."""
+    solid = np.pad(shares[:2].sum(0) > 0.5, CLOSED)
+    closed = ndimage.binary_closing(solid, iterations=CLOSED)
+    inner = (slice(CLOSED, -CLOSED),) * 3
+    return ndimage.binary_fill_holes(closed)[inner]
+
+
+def _voxels(path: Path) -> tuple[NDArray[np.float32], Affine]:
+    """(X, Y, Z) of an image, and its affine."""
+    try:
+        loaded: Any = nib.load(path)
+        voxels = np.asarray(loaded.dataobj, dtype=np.float32)
+    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise ModelError(f"The image {path} cannot be read: {error}.") from None
+    return voxels, tuple(tuple(map(float, row)) for row in loaded.affine)
 
 
 def _levels(path: Path, record: dict[str, Any]) -> dict[str, float]:

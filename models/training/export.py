@@ -41,6 +41,8 @@ NOTE_WHOLE = (
     " trained in the same way on everybody"
 )
 
+WHOLE = "one network, trained on everybody"
+
 
 def checkpoint_name(fold: int) -> str:
     """Name of the checkpoint and the log of a fold."""
@@ -93,18 +95,28 @@ def export(
     digest = save_weights(folder / WEIGHTS, members)
     card = _card(data, predicted, figures, digest, name, recipe, options, license, version)
     if whole:
-        members_are = "one network, trained on everybody"
-        card = replace(card, training=card.training | {"members": members_are},
+        card = replace(card, training=card.training | {"members": WHOLE},
                        figures=card.figures | {"kind": NOTE_WHOLE})  # fmt: skip
     (folder / CARD).write_text(card.to_toml(), encoding="utf-8")
+    write_evaluation(data, folds, predicted, figures, folder)
+    _save_plot(evaluation.learning_curve_plot(histories), folder / "learning_curve")
+    return card
+
+
+def write_evaluation(
+    data: TrainingSet,
+    folds: NDArray[np.intp],
+    predicted: NDArray[np.float64],
+    figures: evaluation.Accuracy,
+    folder: Path,
+) -> None:
+    """Write what is known out of fold: predictions, figures and the plot of calibration."""
     table = evaluation.predictions_table(data, folds, predicted)
     (folder / "out_of_fold.tsv").write_text(table, encoding="utf-8")
     (folder / "figures.json").write_text(json.dumps(asdict(figures), indent=1) + "\n")
     datasets = [scan.dataset for scan in data.scans]
     plot = evaluation.calibration_plot(data.ages, predicted, datasets, figures)
     _save_plot(plot, folder / "calibration")
-    _save_plot(evaluation.learning_curve_plot(histories), folder / "learning_curve")
-    return card
 
 
 def _member(
@@ -154,10 +166,10 @@ def _card(
         output=output_scale(data, options),
         weights_sha256=digest,
         architecture=options.architecture,
-        known_failures=_known_failures(data, figures, options),
+        known_failures=known_failures(data, figures, options),
         network=options.network,
         training=_training(data, options),
-        figures=_figures(data, predicted, figures),
+        figures=figures_table(data, predicted, figures),
     )
 
 
@@ -167,7 +179,7 @@ def _ages(data: TrainingSet, options: Options) -> tuple[float, float]:
     return min(known), max(known)
 
 
-def _figures(
+def figures_table(
     data: TrainingSet, predicted: NDArray[np.float64], figures: evaluation.Accuracy
 ) -> dict[str, Any]:
     """All figures, and the error in each data set where there are several."""
@@ -187,9 +199,7 @@ def _figures(
 
 
 def _training(data: TrainingSet, options: Options) -> dict[str, Any]:
-    """On whom and how; ``people_sha256`` tells one training set from another."""
-    first = {scan.person: scan for scan in data.scans}
-    ages = data.ages
+    """On whom and how."""
     chosen = asdict(options)
     for name in ("architecture", "network", "intensity", "needs_sex", "augmentation",
                  "threads", "device", "evaluate_every"):  # fmt: skip
@@ -197,6 +207,18 @@ def _training(data: TrainingSet, options: Options) -> dict[str, Any]:
     if not options.dora:
         del chosen["dora"]
     used = [name for name in AUGMENTATIONS if getattr(options.augmentation, name)]
+    return {
+        **people_table(data),
+        "members": f"one network per fold, {options.folds} folds by participant",
+        "augmentation": used,
+        **chosen,
+    }
+
+
+def people_table(data: TrainingSet) -> dict[str, Any]:
+    """On whom; ``people_sha256`` tells one training set from another."""
+    first = {scan.person: scan for scan in data.scans}
+    ages = data.ages
     return {
         "datasets": dict(Counter(scan.dataset for scan in data.scans)),
         "scans": len(data.scans),
@@ -206,18 +228,16 @@ def _training(data: TrainingSet, options: Options) -> dict[str, Any]:
         "age_mean": round(float(ages.mean()), 2),
         "age_standard_deviation": round(float(ages.std()), 2),
         "people_sha256": data.fingerprint(),
-        "members": f"one network per fold, {options.folds} folds by participant",
-        "augmentation": used,
-        **chosen,
     }
 
 
-def _known_failures(
-    data: TrainingSet, figures: evaluation.Accuracy, options: Options
+def known_failures(
+    data: TrainingSet, figures: evaluation.Accuracy, options: Options | None = None
 ) -> tuple[str, ...]:
+    """What the people it was trained on, and its slope, leave to be feared."""
     names = sorted({scan.dataset for scan in data.scans})
     low, high = data.ages.min(), data.ages.max()
-    if options.parent:
+    if options and options.parent:
         failure = (
             f"Fine-tuned on {figures.people} people of {', '.join(names)}, of {low:.0f} to"
             f" {high:.0f} years, and good for scans made like theirs alone."

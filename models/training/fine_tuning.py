@@ -54,7 +54,7 @@ def options_of(card: ModelCard, options: Options) -> Options:
     return replace(
         options,
         network=card.network,
-        intensity=card.contract.intensity,
+        intensity=card.image_contract.intensity,
         needs_sex=card.contract.needs_sex,
         augmentation=options.augmentation.without(*(set(AUGMENTATIONS) - set(used))),
         parent=parent,
@@ -69,7 +69,7 @@ def check_fits(model: BrainAgeModel, data: TrainingSet) -> None:
     ModelError
         Where they differ.
     """
-    contract = model.card.contract
+    contract = model.card.image_contract
     if (contract.template, contract.shape) != (data.template, data.shape) or not np.allclose(
         contract.affine, data.affine
     ):

@@ -27,7 +27,8 @@ class AugmentationOptions:
     noise
         Gaussian, up to 5 % of white matter.
     erosion
-        Patches of the brain's outermost voxels are lost, as another stripping loses them.
+        Patches of the brain's outermost voxels are lost, as another stripping loses them; of a
+        tissue map, half of the time, all the fluid around the brain.
     blur
         Another resolution.
     """
@@ -52,6 +53,8 @@ class AugmentationOptions:
         return type(self)(**(kept | dict.fromkeys(names, False)))
 
 
+OF_INTENSITIES = ("curve", "bias", "noise", "blur")
+"""Augmentations that a tissue map has no use for."""
 AUGMENTATIONS = tuple(each.name for each in fields(AugmentationOptions))
 
 
@@ -76,6 +79,28 @@ class Parent:
     output: Output
     ages: tuple[float, float]
     datasets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """The first of two stages: slices are classified, and the encoder is then frozen.
+
+    Attributes
+    ----------
+    epochs
+        Of this stage, among the epochs of the run.
+    learning_rate
+        The highest one.
+    slices
+        Of each scan and epoch, at random.
+    views
+        Random views of each scan that the regressor learns from in the second stage.
+    """
+
+    epochs: int = 30
+    learning_rate: float = 1e-3
+    slices: int = 12
+    views: int = 6
 
 
 @dataclass(frozen=True)
@@ -106,6 +131,8 @@ class Options:
         Largest norm of a step's gradient; 0 for no limit.
     parent
         What the networks start from; None for random weights.
+    encoder
+        How the encoder of a BrainRotViT is trained first; None: all of a network at once.
     dora
         Rank of the adapters that alone train in the encoder (``models.brainrotvit.dora``); 0: all
         of it trains.
@@ -131,6 +158,7 @@ class Options:
     clip: float = 1.0
     augmentation: AugmentationOptions = AugmentationOptions()
     parent: Parent | None = None
+    encoder: EncoderOptions | None = None
     dora: int = 0
     seed: int = 1
     evaluate_every: int = 5

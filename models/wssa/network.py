@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.coarse import at_4_mm, smoothed, voxel_size
+
 
 class SpatialAttention(nn.Module):
     """Weigh every voxel by what its channels hold (Woo et al. 2018, carried to 3D).
@@ -85,6 +87,11 @@ class WSSA(nn.Module):
         In use, predict from the image and from its mirror image, and average.
     dropout_conv, dropout_dense
         Rates after the last convolution and after the first dense layer.
+    normalise
+        Batch normalisation after each convolution, which the paper does not have.
+    coarse, smoothing
+        Whether the network looks at 4 mm in place of 2, and how often the image is then smoothed by
+        the mean of 3 x 3 x 3 voxels; seven layers end at one voxel there too.
     """
 
     def __init__(
@@ -98,14 +105,23 @@ class WSSA(nn.Module):
         dropout_dense: float = 0.2,
         standardise: bool = False,
         mirror: bool = False,
+        normalise: bool = False,
+        coarse: bool = False,
+        smoothing: int = 0,
     ) -> None:
         super().__init__()
+        self.coarse, self.smoothing = coarse, smoothing
         self.attention_after_pooling = attention_after_pooling
         self.mirror = mirror
         self.reach = attention_kernel // 2
         self.convs = nn.ModuleList(
             _started(nn.Conv3d(wide_in, wide_out, kernel_size=2, padding=1), gain=2)
             for wide_in, wide_out in zip((1, *channels), channels, strict=False)
+        )
+        self.norms = nn.ModuleList(
+            # slow: what is kept for use must not hang on the last few batches
+            nn.BatchNorm3d(wide, momentum=0.02) if normalise else nn.Identity()
+            for wide in channels
         )
         self.attention = nn.ModuleList(
             SpatialAttention(attention_kernel) for _ in (channels[:1] if shared else channels)
@@ -129,6 +145,8 @@ class WSSA(nn.Module):
         x
             (N, 1, X, Y, Z), at most 128 voxels along an axis.
         """
+        if self.coarse:
+            x = smoothed(at_4_mm(x), self.smoothing)
         return self._onwards(self._layer(0, x))
 
     def _onwards(self, first: Tensor) -> list[Tensor]:
@@ -143,7 +161,7 @@ class WSSA(nn.Module):
         """Where the maps of ``attended`` lie: voxel j of a map at step * j + offset of the image.
 
         A convolution puts its voxel i half a voxel before the image's voxel i, and pooling puts
-        that right again. The same for images of any ``shape``.
+        that right again. The same for images of any ``shape``, unless they are made coarse.
 
         Returns
         -------
@@ -151,13 +169,14 @@ class WSSA(nn.Module):
             Step and offset, in voxels of the image, of each layer.
         """
         pooled = self.attention_after_pooling
-        steps = [2.0 ** (layer + pooled) for layer in range(len(self.convs))]
-        return [(step, 0.0 if pooled else -step / 2) for step in steps]
+        size = voxel_size(shape) if self.coarse else 1
+        steps = [size * 2.0 ** (layer + pooled) for layer in range(len(self.convs))]
+        return [(step, (size - 1) / 2 - (0 if pooled else step / 2)) for step in steps]
 
     def _layer(self, number: int, x: Tensor) -> Tensor:
         """The map that leaves the attention of a layer."""
         attention = self.attention[number % len(self.attention)]
-        x = self.convs[number](x)
+        x = self.norms[number](self.convs[number](x))
         return attention(_pooled(x) if self.attention_after_pooling else x)
 
     def features(self, x: Tensor) -> Tensor:
@@ -201,6 +220,8 @@ class WSSA(nn.Module):
         Callable
             From images (N, 1, X, Y, Z) and ``box``, three slices of X, Y, Z, to (N,).
         """
+        if self.coarse:  # quick as it is
+            return lambda images, *, box: self(images)
         flips = (False, True) if self.mirror and not self.training else (False,)
         firsts = [self._layer(0, image.flip(2) if flip else image) for flip in flips]
 

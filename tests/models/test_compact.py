@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.compact.network import CompactCNN, at_4_mm, build
+from models.coarse import at_4_mm
+from models.compact.network import CompactCNN, build
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +53,32 @@ def test_maps_lead_to_the_output(network: CompactCNN) -> None:
         maps = one_sided.attended(image)
         assert [m.shape[1] for m in maps] == [16, 32, 64, 128]
         torch.testing.assert_close(one_sided.regress(maps[-1]), one_sided(image))
+
+
+def test_smoothing_spares_a_plain_image_and_spreads_a_spark() -> None:
+    torch.manual_seed(1)
+    sharp, smooth = build({}).eval(), build({"smoothing": 2}).eval()
+    smooth.load_state_dict(sharp.state_dict())
+    plain = torch.full((1, 1, 46, 55, 46), 0.6)
+    spark = plain.clone()
+    spark[0, 0, 20:22, 20:22, 20:22] = 1.0
+    with torch.inference_mode():
+        torch.testing.assert_close(smooth(plain), sharp(plain))
+        touched = [
+            ((net.attended(spark)[0] - net.attended(plain)[0]).abs() > 1e-6).any(1).sum()
+            for net in (sharp, smooth)
+        ]
+    assert touched[1] > 2 * touched[0] > 0
+
+
+def test_one_attention_serves_all_layers() -> None:
+    torch.manual_seed(1)
+    network = build({"attention": True}).eval()
+    weights = [name for name in network.state_dict() if name.startswith("attention")]
+    assert weights == ["attention.conv.weight", "attention.conv.bias"]
+    image = torch.rand(1, 1, 46, 55, 46)
+    with torch.inference_mode():
+        maps = network.attended(image)
+        network.attention.conv.bias.fill_(-99)  # nothing is let through
+        assert all(float(each.abs().max()) > 0 for each in maps)
+        assert float(network.attended(image)[0].abs().max()) < 1e-6

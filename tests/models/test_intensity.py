@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models import intensity, known
-from models.contract import ModelError
+from models.contract import InputContract, ModelError
 from models.intensity import GREY, HIGHEST, RULES, WHITE, scale
 
 LEVELS = {"cortex": 300.0, "white_matter": 500.0}
@@ -56,6 +56,26 @@ def test_white_matter_is_one_and_the_top_is_clipped():
     np.testing.assert_allclose(found, [0, 0.3, 0.6, 0.8, 1, 1.2, HIGHEST], rtol=1e-6)
 
 
+def test_a_tissue_map_tells_tissues_and_outside_apart_and_sees_no_intensity():
+    shares = np.zeros((3, 1, 1, 6), np.float32)
+    shares[0, 0, 0] = [1, 0, 0, 0, 0.5, 0]
+    shares[1, 0, 0] = [0, 1, 0, 0, 0.5, 0]
+    shares[2, 0, 0] = [0, 0, 1, 0, 0.0, 0.4]
+    image, mask = np.zeros((1, 1, 6), np.float32), np.zeros((1, 1, 6), bool)
+    seen, shown = intensity.view(image, mask, shares, LEVELS, "tissue_map")
+    np.testing.assert_allclose(seen[0, 0], [1, 0, 0.4, 0.6, 0.5, 0.52], atol=1e-6)
+    assert shown[0, 0].tolist() == [True, True, True, False, True, False]
+    again, _ = intensity.view(image + 7, ~mask, shares, {}, "tissue_map")
+    np.testing.assert_array_equal(seen, again)
+
+
+def test_other_rules_see_the_scan_in_its_mask():
+    mask = IMAGE > 0
+    seen, shown = intensity.view(IMAGE, mask, np.zeros((3, 1, 1, 7)), LEVELS, "white_matter")
+    np.testing.assert_array_equal(seen, scale(IMAGE, LEVELS, "white_matter"))
+    assert shown is mask
+
+
 def test_mean_is_that_of_the_whole_grid_of_which_the_network_sees_a_crop():
     """The crop [11:171, 13:205, 11:171] of 182 x 218 x 182 voxels; outside it there is air."""
     whole = np.zeros((182, 218, 182), np.float32)
@@ -72,4 +92,5 @@ def test_an_unknown_rule_is_named_with_those_that_exist():
 
 def test_every_model_that_is_known_asks_for_a_rule_that_exists():
     for card in known().values():
-        assert card.contract.intensity in intensity.RULES
+        if isinstance(card.contract, InputContract):
+            assert card.contract.intensity in (*intensity.RULES, intensity.TISSUE_MAP)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from models.coarse import at_4_mm
 from models.wssa.network import build
 
 GRID = (91, 109, 91)
@@ -136,3 +137,24 @@ def test_a_fresh_network_sees_the_image(images):
         first, second = build({}).eval()(images)
     # started as torch starts layers, the two would agree to seven digits
     assert abs(first - second) > 0.01 * abs(first)
+
+
+def test_normalised_at_4_mm_it_still_ends_at_one_voxel_of_5_4_million_parameters():
+    network = make(normalise=True, coarse=True, smoothing=2, attention_after_pooling=True)
+    channels = sum((12, 16, 32, 64, 128, 512, 1024))
+    assert count(network) == count(make()) + 2 * channels
+    image = torch.rand(1, 1, *GRID)
+    with torch.inference_mode():
+        maps = network.attended(image)
+        assert tuple(maps[-1].shape) == (1, 1024, 1, 1, 1)
+        torch.testing.assert_close(network(image), network(at_4_mm(image)))
+        box = (slice(3, 9), slice(40, 50), slice(20, 30))
+        near = network.near(image)(image, box=box)
+        torch.testing.assert_close(near, network(image))
+
+
+def test_places_of_a_coarse_network_lie_on_the_image_at_2_mm():
+    """Voxel 0 of the first map is the middle of four voxels along each axis."""
+    network = make(coarse=True, attention_after_pooling=True)
+    assert network.places(GRID)[0] == (4.0, 0.5)
+    assert network.places((46, 55, 46))[0] == (2.0, 0.0)

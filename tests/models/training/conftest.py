@@ -24,6 +24,18 @@ def brain(age: float, random: np.random.Generator) -> np.ndarray:
     return np.where(radius < 0.9, image, 0).astype(np.float32)
 
 
+def tissues(image: np.ndarray) -> dict[str, np.ndarray]:
+    """Shares of tissue in such a brain, and a rim of fluid around it."""
+    axes = [np.linspace(-1, 1, n) for n in SHAPE]
+    radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij")))
+    there = {
+        "GM": (image > 30) & (image < 80),
+        "WM": image >= 80,
+        "CSF": ((radius < 1.1) & (image == 0)) | ((image > 0) & (image <= 30)),
+    }
+    return {tissue: mask.astype(np.float32) for tissue, mask in there.items()}
+
+
 @pytest.fixture
 def make_derivatives(tmp_path: Path) -> MakeDerivatives:
     """Function (name, ages, repeats=...) that writes an output folder of the app."""
@@ -40,7 +52,11 @@ def make_derivatives(tmp_path: Path) -> MakeDerivatives:
             for run in range(1, repeats + 1):
                 stem = f"{person}_run-{run}"
                 image = nib.Nifti1Image(brain(age or 0, random), np.diag([2, 2, 2, 1]))
-                nib.save(image, folder / f"{stem}_space-{TEMPLATE}_res-2_desc-preproc_T1w.nii.gz")
+                there = f"{stem}_space-{TEMPLATE}_res-2"
+                nib.save(image, folder / f"{there}_desc-preproc_T1w.nii.gz")
+                for tissue, share in tissues(image.get_fdata()).items():
+                    nib.save(nib.Nifti1Image(share, image.affine),
+                             folder / f"{there}_label-{tissue}_probseg.nii.gz")  # fmt: skip
                 record = {
                     "participant_id": person,
                     "age": age,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.training.augmentation import augment, bounding_box, random_curve
+from models.intensity import OUTSIDE
+from models.training.augmentation import augment, augment_tissues, bounding_box, random_curve
 from models.training.options import AUGMENTATIONS, AugmentationOptions
 
 NONE = AugmentationOptions.none()
@@ -105,3 +106,52 @@ def test_bounding_box(image: torch.Tensor) -> None:
     assert bounding_box(image) == (slice(4, 18), slice(5, 22), slice(6, 19))
     assert bounding_box(image, 5) == (slice(0, 23), slice(0, 27), slice(1, 24))
     assert bounding_box(torch.zeros(3, 4, 5)) == (slice(0, 3), slice(0, 4), slice(0, 5))
+
+
+@pytest.fixture
+def tissues() -> tuple[torch.Tensor, torch.Tensor]:
+    """A tissue map of a lopsided brain in fluid, and the same stripped tightly."""
+    image = torch.full((24, 28, 24), OUTSIDE)
+    image[3:19, 4:23, 5:20] = 0.4
+    image[4:18, 5:22, 6:19] = 0.0
+    image[4:8, 5:22, 6:19] = 1.0
+    stripped = torch.where(image == 0.4, OUTSIDE, image)
+    return image.half(), stripped.half()
+
+
+def tissue_views(
+    tissues: tuple[torch.Tensor, torch.Tensor], options: AugmentationOptions
+) -> list[torch.Tensor]:
+    return [augment_tissues(*tissues, options, np.random.default_rng(seed)) for seed in SEEDS]
+
+
+def test_a_tissue_map_is_left_alone_without_augmentation(
+    tissues: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    for view in tissue_views(tissues, NONE):
+        assert torch.allclose(view, tissues[0].float(), atol=1e-3)
+
+
+def test_erosion_of_a_tissue_map_strips_it(tissues: tuple[torch.Tensor, torch.Tensor]) -> None:
+    found = tissue_views(tissues, only("erosion"))
+    bare = [torch.allclose(view, tissues[1].float(), atol=1e-3) for view in found]
+    assert 3 <= sum(bare) <= 9
+    assert all(
+        b or torch.allclose(view, tissues[0].float(), atol=1e-3) for b, view in zip(bare, found)
+    )
+
+
+@pytest.mark.parametrize("name", ["flip", "affine", "translation"])
+def test_a_tissue_map_is_moved_and_stays_one(
+    name: str, tissues: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    found = tissue_views(tissues, only(name))
+    assert any(not torch.allclose(view, tissues[0].float(), atol=1e-3) for view in found)
+    for view in found:
+        assert view.shape == tissues[0].shape
+        corners = view[0, 0, 0].item(), view[-1, -1, -1].item()  # nothing comes in at the edge
+        assert corners == pytest.approx((OUTSIDE, OUTSIDE), abs=1e-3)
+        assert view.min() > -1e-3 and view.max() < 1 + 1e-3
+        assert view.sum() == pytest.approx(float(tissues[0].float().sum()), rel=0.02)
+    same = tissue_views(tissues, only(name))
+    assert all(torch.equal(a, b) for a, b in zip(found, same))

@@ -40,6 +40,26 @@ def test_images_are_scaled_by_the_rule(make_derivatives: Make) -> None:
     assert scan.image[0, 0, 0] == 0
 
 
+def test_tissue_maps_come_from_shares_with_a_tight_strip_beside(make_derivatives: Make) -> None:
+    """The strip takes the fluid around the brain, and not that of the ventricle."""
+    scan = load_training_set([make_derivatives("one", [20.0])], "tissue_map").scans[0]
+    assert scan.stripped is not None
+    column = scan.image[10, 12], scan.stripped[10, 12]
+    middle, white, grey, rim = 10, 14, 17, 19
+    there, bare = ([each[z].item() for z in (middle, white, grey, rim)] for each in column)
+    assert there == pytest.approx([0.4, 0, 1, 0.4], abs=1e-3)
+    assert bare == pytest.approx([0.4, 0, 1, 0.6], abs=1e-3)
+    assert scan.image[0, 0, 0].item() == pytest.approx(0.6, abs=1e-3)
+
+
+def test_a_missing_tissue_map_is_named(make_derivatives: Make) -> None:
+    root = make_derivatives("one", [20.0])
+    next(root.glob("sub-00/anat/*_label-CSF_probseg.nii.gz")).unlink()
+    with pytest.raises(ModelError, match="label-CSF_probseg"):
+        load_training_set([root], "tissue_map")
+    load_training_set([root], "tissue")
+
+
 def test_no_age_is_one_clear_error(make_derivatives: Make) -> None:
     with pytest.raises(ModelError, match="no scan of known age"):
         load_training_set([make_derivatives("one", [None])], "tissue")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.compact.network import MOMENTUM, CompactCNN
 from models.contract import ModelError
 from models.registry import load
 from models.training import regression
@@ -132,7 +133,7 @@ def test_the_average_follows_the_weights() -> None:
 def command(folder: Path, out: Path) -> list[str]:
     return [
         "wssa", "--data", str(folder), "--out", str(out), "--folds", "3", "--epochs", "2",
-        "--batch-size", "4", "--device", "cpu", "--without", "noise", "--network",
+        "--batch-size", "4", "--device", "cpu", "--without", "flip", "--network",
         f"channels={NETWORK['channels']}", f"dense={NETWORK['dense']}",
     ]  # fmt: skip
 
@@ -175,17 +176,17 @@ def test_folds_side_by_side_then_export_then_load(
 
     model = load("mine", weights=out)
     assert model.card.contract.ages == (21, 79)
-    assert model.card.contract.intensity == "tissue"
+    assert model.card.contract.intensity == "tissue_map"
     assert model.card.license == "CC-BY-SA-3.0"
     assert model.card.training["people"] == 9
     assert model.card.training["datasets"] == {"one-raw": 9}
-    assert "noise" not in model.card.training["augmentation"]
+    assert model.card.training["augmentation"] == ["translation", "affine", "erosion"]
     assert len(model.networks) == 3
     for suffix in ("svg", "png"):
         assert (out / f"calibration.{suffix}").stat().st_size > 1000
         assert (out / f"learning_curve.{suffix}").stat().st_size > 1000
 
-    data = load_training_set([folder], "tissue")
+    data = load_training_set([folder], "tissue_map")
     rows = [line.split("\t") for line in (out / "out_of_fold.tsv").read_text().splitlines()[1:]]
     output = model.card.output
     for scan, row in zip(data.scans, rows, strict=True):
@@ -228,3 +229,25 @@ def test_help_needs_no_torch() -> None:
         "build_parser().format_help(); sys.exit(bool({'torch', 'nibabel'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("rule", ["tissue", "tissue_map"])
+def test_averaged_weights_get_statistics_of_their_own(make_derivatives: Make, rule: str) -> None:
+    """Means of the first layer over all people, stripped and whole, whatever was kept before."""
+    ages = [float(age) for age in np.linspace(20, 80, 8)]
+    data = load_training_set([make_derivatives("one", ages)], rule)
+    network = CompactCNN((20, 24, 20), (4, 8)).eval()
+    norm = network.blocks[0][1]
+    norm.running_mean.fill_(99)
+    options = Options(batch_size=4)
+    regression.renew_statistics(network, data.scans, options)
+    images = [view for scan in data.scans for view in (scan.image, scan.stripped)
+              if view is not None]  # fmt: skip
+    assert len(images) == (16 if rule == "tissue_map" else 8)
+    with torch.inference_mode():
+        maps = network.blocks[0][0](torch.stack(images)[:, None].float())
+    torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3, 4)), atol=1e-4, rtol=1e-4)
+    assert norm.momentum == MOMENTUM and not any(m.training for m in network.modules())
+    before = norm.running_mean.clone()
+    regression.renew_statistics(network, data.scans, options)
+    assert torch.equal(norm.running_mean, before)

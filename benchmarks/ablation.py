@@ -1,0 +1,128 @@
+r"""Which training recipe carries over to another scanner: the tables of docs/training.md.
+
+    python benchmarks/ablation.py --home DERIVATIVES --away DERIVATIVES --retest DERIVATIVES \
+        --out DIR [--write]
+
+Each recipe is trained on the data set at home alone, by folds, and shown people of another scanner
+(by all the folds' networks together) and the same heads scanned again (`benchmarks/retest.py`).
+What is trained stays in --out, and is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.markdown import put, table  # noqa: E402
+from benchmarks.retest import AS_IT_WAS, CHANGES  # noqa: E402
+from models import registry  # noqa: E402
+from models.prediction import BrainAgeModel  # noqa: E402
+from models.training.__main__ import main as train  # noqa: E402
+from models.training.data import TrainingScan, load_training_set  # noqa: E402
+
+PAGE = REPOSITORY / "docs" / "training.md"
+FOLDS, SEED = 3, 2
+COMPACT = "--epochs 40 --learning-rate 1e-3"
+SMOOTH = f"{COMPACT} --network smoothing=2 attention=true"
+WSSA = (
+    "--epochs 40 --learning-rate 1e-3 --network normalise=true coarse=true smoothing=2"
+    " attention_after_pooling=true mirror=true dropout_conv=0.3 dropout_dense=0.0"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row: what is trained, and how."""
+
+    name: str
+    words: str
+    network: str
+    options: str
+
+
+RECIPES = (
+    Recipe("map", "tissue map, smoothed; attention; flip, affine, erosion", "compact",
+           f"{SMOOTH} --without translation"),
+    Recipe("wssa", "the same, shared attention", "wssa", f"{WSSA} --without translation"),
+    Recipe("wssa-own", "the same, attention of each layer's own", "wssa",
+           f"{WSSA} shared=false --without translation"),
+    Recipe("map-rim", "without erosion", "compact", f"{SMOOTH} --without translation erosion"),
+    Recipe("map-plain", "without any augmentation", "compact", f"{SMOOTH} --without all"),
+    Recipe("map-bare", "without attention", "compact",
+           f"{COMPACT} --network smoothing=2 --without translation"),
+    Recipe("map-sharp", "not smoothed", "compact",
+           f"{COMPACT} --network attention=true --without translation"),
+    Recipe("t1", "intensities (`tissue`) in place of the map", "compact",
+           f"{SMOOTH} --intensity tissue --without translation curve bias noise blur"),
+    Recipe("t1-all", "intensities; and curve, bias, noise, blur", "compact",
+           f"{SMOOTH} --intensity tissue --without translation"),
+)  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train what is not trained yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    for name, words in (("home", "to train on"), ("away", "of another scanner"),
+                        ("retest", "of the same heads scanned again")):  # fmt: skip
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar="DERIVATIVES",
+                            help=f"output folder of the participant level, {words}")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="where trained models are kept")
+    parser.add_argument("--only", nargs="+", default=[each.name for each in RECIPES],
+                        metavar="ROW")  # fmt: skip
+    parser.add_argument("--write", action="store_true", help="put the table into the page")
+    options = parser.parse_args(arguments)
+    rows = [row(each, options) for each in RECIPES if each.name in options.only]
+    header = ["recipe", "network", "home: MAE", "r", "away: MAE", "mean error", "r",
+              *CHANGES]  # fmt: skip
+    found = table(header, rows)
+    print(found)
+    if options.write:
+        put(PAGE, "ablation", found)
+
+
+def row(recipe: Recipe, options: argparse.Namespace) -> list[str]:
+    """Train by a recipe where that was not done, and measure."""
+    folder = options.out / recipe.name
+    call = [recipe.network, "--data", str(options.home), "--out", str(folder),
+            "--folds", str(FOLDS), "--seed", str(SEED), "--device", "cpu",
+            *recipe.options.split()]  # fmt: skip
+    if not (folder / registry.CARD).exists() and train(call) != 0:
+        raise SystemExit(f"The recipe {recipe.name} could not be trained.")
+    model = registry.load(recipe.network, weights=folder)
+    card = model.card
+    away = load_training_set([options.away], card.image_contract.intensity).scans
+    error = predicted(model, away) - [scan.age for scan in away]
+    r = np.corrcoef(predicted(model, away), [scan.age for scan in away])[0, 1]
+    moves = moved(model, load_training_set([options.retest], card.image_contract.intensity).scans)
+    return [recipe.words, recipe.network, f"{card.figures['mae']:.2f}", f"{card.figures['r']:.3f}",
+            f"{np.abs(error).mean():.2f}", f"{error.mean():+.1f}", f"{r:.2f}",
+            *(f"{moves[name]:.2f}" for name in CHANGES)]  # fmt: skip
+
+
+def predicted(model: BrainAgeModel, scans: tuple[TrainingScan, ...]) -> NDArray[np.float64]:
+    """Years, one per scan."""
+    found = [model.predict(scan.image.float().numpy(), scan.sex) for scan in scans]
+    return np.array([each.predicted_age for each in found])
+
+
+def moved(model: BrainAgeModel, scans: tuple[TrainingScan, ...]) -> pd.Series:
+    """By how many years each change of the scan moves the age, on average over people."""
+    frame = pd.DataFrame({
+        "person": [scan.participant_id for scan in scans],
+        "change": [scan.name.split("_acq-")[1].split("_")[0] for scan in scans],
+        "age": predicted(model, scans),
+    }).pivot(index="person", columns="change", values="age")  # fmt: skip
+    return frame.drop(columns=AS_IT_WAS).sub(frame[AS_IT_WAS], axis=0).abs().mean()
+
+
+if __name__ == "__main__":
+    main()

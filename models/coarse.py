@@ -1,0 +1,31 @@
+"""Images at 4 mm: an eighth of the voxels, and what is left is what several people share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional
+
+LARGEST = 64
+"""Voxels along an axis of an image that is taken as it is."""
+
+
+def at_4_mm(x: Tensor) -> Tensor:
+    """(N, 1, X, Y, Z) at 2 mm -> means of blocks of eight voxels; at 4 mm -> as it is."""
+    if max(x.shape[2:]) <= LARGEST:
+        return x
+    odd = [side % 2 for side in x.shape[2:]]
+    return functional.avg_pool3d(functional.pad(x, (0, odd[2], 0, odd[1], 0, odd[0])), 2)
+
+
+def smoothed(x: Tensor, times: int) -> Tensor:
+    """The mean of 3 x 3 x 3 voxels, so many times over; edges go on outside."""
+    for _ in range(times):
+        x = functional.avg_pool3d(functional.pad(x, (1,) * 6, mode="replicate"), 3, 1)
+    return x
+
+
+def voxel_size(shape: Sequence[int]) -> int:
+    """Voxels of an image of this shape along a voxel of 4 mm."""
+    return 1 if max(shape) <= LARGEST else 2

@@ -1,0 +1,1 @@
+"""Age from the volumes of regions: the comparator of every image model."""
