@@ -24,6 +24,7 @@ RUN /source/container/install.sh resources
 
 FROM ${BASE}
 COPY --from=app /opt/brainage /opt/brainage
+COPY --from=app /opt/pycache /opt/pycache
 COPY --from=resources /opt/models /opt/models
 COPY --from=resources /opt/templateflow /opt/templateflow
 
@@ -35,6 +36,7 @@ ENV BRAINAGE_IMAGE=bids/brainage \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONNOUSERSITE=1 \
+    PYTHONPYCACHEPREFIX=/opt/pycache \
     PYTHONUTF8=1 \
     OMP_NUM_THREADS=1 \
     MKL_NUM_THREADS=1 \

@@ -1,6 +1,6 @@
 # make env   build .venv with everything pinned       make demo   simulated scans, both levels
 # make test  lint, types, all tests, coverage          make clean  remove what make made
-# make image  the container image, by ENGINE           make test-container, make test-slurm
+# make image  the container image, by ENGINE           make test-container, test-slurm, test-browser
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,7 @@ ENGINE ?= $(firstword $(foreach name,docker podman buildah,$(if $(shell $(name) 
 IMAGE ?= bids/brainage
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bidsapp/__init__.py)
 
-.PHONY: env demo test test-unit test-container test-slurm lint format image clean
+.PHONY: env demo test test-unit test-browser test-container test-slurm lint format image clean
 .DELETE_ON_ERROR:
 
 env: $(ENV)
@@ -42,11 +42,15 @@ test: lint
 test-unit: $(ENV)
 	$(BIN)/python -m pytest -m "not integration"
 
-# These are not among the tests of `make test`: they take an engine, or SLURM and root, and skip
-# with the reason where there is none.
+# These are not among the tests of `make test`: they take a browser, an engine, or SLURM and root,
+# and skip with the reason where there is none.
 test-container: $(ENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[container]"
 	$(BIN)/python -m pytest tests/container
+
+test-browser: $(ENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[browser]"
+	$(BIN)/python -m pytest tests/browser
 
 test-slurm: $(ENV)
 	$(BIN)/python -m pytest tests/cluster

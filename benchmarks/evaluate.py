@@ -29,6 +29,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import models  # noqa: E402
 from benchmarks.markdown import table  # noqa: E402
+from benchmarks.retest import AS_IT_WAS, CHANGES  # noqa: E402
 from bidsapp import group  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.errors import UserError  # noqa: E402
@@ -37,17 +38,25 @@ from bidsapp.reporting.methods import stem_of  # noqa: E402
 from bidsapp.settings import Settings  # noqa: E402
 from bidsapp.study import load_study  # noqa: E402
 from models import registry  # noqa: E402
+from models.contract import ModelCard, VolumeContract  # noqa: E402
+from models.ensemble import voters  # noqa: E402
 from models.segmentation.labels import (  # noqa: E402
     LABELS,
     OUTER_CSF,
     STRUCTURES,
     structures_from_muse,
 )
-from models.training.data import dataset_name, load_training_set  # noqa: E402
+from models.training.data import (  # noqa: E402
+    TrainingSet,
+    dataset_name,
+    load_training_set,
+    load_volumes,
+)
 from models.training.evaluation import accuracy  # noqa: E402
 
 FEWEST = 3
 """Scans below which only the errors themselves are shown."""
+COVERAGES = (0.5, 0.8, 0.9, 0.95)
 UNKNOWN = "n/a"
 OUT_OF_FOLD, UNSEEN = "out of fold", "unseen"
 
@@ -93,11 +102,17 @@ class Results:
 
 @dataclass(frozen=True)
 class Material:
-    """Everything the tables are made of; `ages` has one row per scan and model."""
+    """Everything the tables are made of.
+
+    `ages` has one row per scan and model; `alone` the predictions out of fold of the models that
+    were trained on fewer data sets, which calibrate their intervals.
+    """
 
     results: list[Results]
     ages: pd.DataFrame
+    alone: pd.DataFrame
     muse: dict[str, Path]
+    retest: list[dict[str, Any]]
     command: str
 
 
@@ -116,6 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
                         "embedded one: how it does on the others")  # fmt: skip
     parser.add_argument("--muse", action="append", default=[], metavar="NAME=DIR",
                         help="label maps to compare the volumes with")  # fmt: skip
+    parser.add_argument("--retest", type=Path, metavar="DIR",
+                        help="output folder of the data set of benchmarks/retest.py")  # fmt: skip
     parser.add_argument("--to", type=Path, default=REPOSITORY / "docs" / "evaluation.md")
     options = parser.parse_args(arguments)
     for item in options.out + options.muse:
@@ -143,8 +160,12 @@ def gather(options: argparse.Namespace) -> Material:
     command += [f"--training training/{folder.name}" for folder in options.training]
     command += [f"--alone training/{folder.name}" for folder in options.alone]
     command += [f"--muse {name}=maps/{name}" for name in muse]
+    again = []
+    if options.retest:
+        again = list(Derivatives(options.retest, options.retest, "").records())
+        command.append("--retest results/retest")
     found = pd.concat([ages(results, options.training), *carried_over(results, options.alone)])
-    return Material(results, found, muse, " ".join(command))
+    return Material(results, found, of_alone(options.alone), muse, again, " ".join(command))
 
 
 def name_and_folder(item: str) -> tuple[str, Path]:
@@ -184,12 +205,12 @@ def ages(results: list[Results], trainings: list[Path]) -> pd.DataFrame:
 
 def ensemble_out_of_fold(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
     """The models' predictions out of fold, averaged as ``models.ensemble`` does it."""
+    names = voters({name: models.card(name) for name in models.embedded()})
+    weights = {name: models.card(name).uncertainty.standard_deviation ** -2 for name in names}
+    frames = [frame for frame in frames if frame["model"].isin(weights).all()]
     if len(frames) < 2:
         return []
-    weights = {name: models.card(name).uncertainty.standard_deviation**-2
-               for name in models.embedded()}  # fmt: skip
     everything = pd.concat(frames)
-    everything = everything[everything["model"].isin(weights)]
     everything["weight"] = everything["model"].map(weights)
     everything["weighted"] = everything["weight"] * everything["predicted_age"]
     people = everything.groupby(["dataset", "participant_id", "age"], sort=False)
@@ -208,14 +229,39 @@ def carried_over(results: list[Results], trainings: list[Path]) -> list[pd.DataF
         for each in results:
             if each.dataset in seen or not any(record["age"] for record in each.records):
                 continue
-            scans = load_training_set([each.folder], card.contract.intensity).scans
-            found = [model.predict(scan.image.float().numpy()).predicted_age for scan in scans]
+            scans = inputs(card, each.folder).scans
+            found = [
+                model.predict(scan.image.float().numpy(), scan.sex).predicted_age for scan in scans
+            ]
             frames.append(pd.DataFrame({
                 "dataset": each.name, "participant_id": [scan.participant_id for scan in scans],
                 "age": [scan.age for scan in scans], "model": card.name, "predicted_age": found,
-                "kind": f"{UNSEEN}; trained on {', '.join(seen)} alone",
+                "kind": alone_kind(card),
             }))  # fmt: skip
     return frames
+
+
+def of_alone(trainings: list[Path]) -> pd.DataFrame:
+    """Predictions out of fold of models of one or several data sets, by model and kind."""
+    frames = [pd.DataFrame(columns=["dataset", "participant_id", "age", "predicted_age", "model",
+                                    "kind"])]  # fmt: skip
+    for folder in trainings:
+        card = registry.read_card(folder / registry.CARD)
+        frame = pd.read_csv(folder / "out_of_fold.tsv", sep="\t", dtype={"participant_id": str})
+        frames.append(frame.assign(model=card.name, kind=alone_kind(card)))
+    return pd.concat(frames[-len(trainings) or None :], ignore_index=True)
+
+
+def alone_kind(card: ModelCard) -> str:
+    """What to call predictions of a model that has seen fewer data sets."""
+    return f"{UNSEEN}; trained on {', '.join(card.training['datasets'])} alone"
+
+
+def inputs(card: ModelCard, folder: Path) -> TrainingSet:
+    """The images, or the volumes, that a model takes."""
+    if isinstance(card.contract, VolumeContract):
+        return load_volumes([folder], card.contract.volumes)
+    return load_training_set([folder], card.contract.intensity)
 
 
 def _has_seen(model: str, dataset: str, seen: Mapping[str, set[str]]) -> bool:
@@ -296,6 +342,70 @@ def decades(material: Material) -> tuple[str, str]:
         "Regression to the mean shows here: the young come out too old, and the old too young."
     )
     return about, table(header, rows)
+
+
+def calibration(material: Material) -> tuple[str, str]:
+    """Share of people whose age lies in intervals of several coverages."""
+    header = ["data set", "model", "scans", "n", *(f"{share:.0%}" for share in COVERAGES),
+              "width of 90%"]  # fmt: skip
+    known = pd.concat(
+        [material.ages[material.ages["kind"] == OUT_OF_FOLD], material.alone], ignore_index=True
+    )
+    rows = []
+    for (dataset, model, kind), part in _groups(material.ages).items():
+        source = OUT_OF_FOLD if kind == UNSEEN else kind
+        others = known[(known["model"] == model) & (known["kind"] == source)]
+        if len(part) < FEWEST or len(others) < FEWEST:
+            continue
+        found = {share: held(part, others, share) for share in COVERAGES}
+        rows.append([dataset, model, kind, str(len(part)),
+                     *(f"{inside:.0%}" for inside, _ in found.values()),
+                     f"{found[0.9][1]:.1f}"])  # fmt: skip
+    about = (
+        "Share of people whose age lies within intervals that are meant to hold 50, 80, 90 and "
+        "95 % of them, and the mean width of those of 90 %, in years. The interval of a person "
+        "reaches from the lower to the upper quantile of the model's errors out of fold over all "
+        "*other* people of all data sets that it was trained on, as the intervals on its card do "
+        "over everybody."
+    )
+    return about, table(header, rows)
+
+
+def held(people: pd.DataFrame, others: pd.DataFrame, share: float) -> tuple[float, float]:
+    """Share of people in their intervals, and the mean width; nobody calibrates the own one."""
+    errors = (others["age"] - others["predicted_age"]).to_numpy(float)
+    whose = (others["dataset"] + others["participant_id"]).to_numpy()
+    tails = [(1 - share) / 2, (1 + share) / 2]
+    inside, widths = [], []
+    for who in people.itertuples():
+        low, high = np.quantile(errors[whose != who.dataset + who.participant_id], tails)
+        inside.append(low <= who.age - who.predicted_age <= high)
+        widths.append(high - low)
+    return float(np.mean(inside)), float(np.mean(widths))
+
+
+def retest(material: Material) -> tuple[str, str]:
+    """How far the age of a head moves when its scan is changed."""
+    about = (
+        "Years by which the age of the same head moves when its scan is turned by 10 degrees "
+        "about two axes, moved by a voxel, made noisier by 3 % of its brightest voxels, or saved "
+        "again in 16 bits and another unit (`benchmarks/retest.py`); mean over people (largest)."
+    )
+    frame = pd.DataFrame(
+        {"person": record["participant_id"], "model": model, "age": found["predicted_age"],
+         "change": stem_of(record).split("_acq-")[1].split("_")[0]}
+        for record in material.retest for model, found in record["predictions"].items()
+    )  # fmt: skip
+    if frame.empty:
+        return "No scans of the same heads again were given (`--retest`).", ""
+    rows = []
+    for model, part in frame.groupby("model", sort=False):
+        ages = part.pivot(index="person", columns="change", values="age")
+        moves = ages.drop(columns=AS_IT_WAS).sub(ages[AS_IT_WAS], axis=0).abs()
+        rows.append([str(model), str(len(ages)),
+                     *(f"{moves[name].mean():.2f} ({moves[name].max():.2f})" for name in CHANGES),
+                     f"{moves.to_numpy().mean():.2f}"])  # fmt: skip
+    return about, table(["model", "people", *CHANGES, "all"], rows)
 
 
 def groups(material: Material) -> tuple[str, str]:
@@ -402,8 +512,10 @@ def quality(material: Material) -> tuple[str, str]:
     for name in names:
         row = [f"`{name}`", limits_words(name)]
         for frame in frames.values():
-            values = pd.to_numeric(frame[name], errors="coerce").dropna()
-            row.append(" / ".join(f"{value:.4g}" for value in values.quantile([0.05, 0.5, 0.95])))
+            column = frame.get(name, pd.Series(dtype=float))
+            values = pd.to_numeric(column, errors="coerce").dropna()
+            quantiles = values.quantile([0.05, 0.5, 0.95])
+            row.append(" / ".join(f"{v:.4g}" for v in quantiles) if len(values) else UNKNOWN)
         rows.append(row)
     return about, table(["figure", "limits", *frames], rows)
 
@@ -446,6 +558,8 @@ TABLES: dict[str, tuple[str, Callable[[Material], tuple[str, str]]]] = {
     "runs": ("Scans", runs),
     "predictions": ("Predicted age", predictions),
     "decades": ("Error by age", decades),
+    "calibration": ("Intervals", calibration),
+    "retest": ("The same heads again", retest),
     "groups": ("Groups", groups),
     "segmentation": ("Segmentation", segmentation),
     "volumes": ("Volumes", volumes),

@@ -1,11 +1,13 @@
 """Seconds and memory of the group level on simulated records.
 
     python benchmarks/group.py [--participants 100 1000 10000 50000] [--models 3]
+                               [--write]
 
-Prints a Markdown table. Every run is a fresh process, pinned to one core: the whole command, from
-its start to the last file, by the clock and by what it used of the core. Linux only. `--keep
-FOLDER` leaves the simulated studies, whose reports show all that the group level can draw: three
-groups, three sites, repeated scans, scans that failed quality and people without age.
+Prints a Markdown table; `--write` puts it into docs/group.md. Every run is a fresh process, pinned
+to one core: the whole command, from its start to the last file, by the clock and by what it used
+of the core. Linux only. `--keep FOLDER` leaves the simulated studies, whose reports show all that
+the group level can draw: three groups, three sites, repeated scans, scans that failed quality and
+people without age.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.markdown import table  # noqa: E402
+from benchmarks.markdown import put, table  # noqa: E402
 from bidsapp import __version__  # noqa: E402
 
 GROUPS = {"control": 0.0, "MCI": 1.5, "AD": 5.0}
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--participants", type=int, nargs="+", default=[100, 1000, 10_000, 50_000])
     parser.add_argument("--models", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="folder to leave the simulated studies in")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/group.md")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,8 +59,11 @@ def main() -> None:
                          f"{peak:.0f}", f"{size:.1f}"])  # fmt: skip
     header = ["participants", "seconds", "of the core", "ms per participant", "peak memory, MiB",
               "report, MiB"]  # fmt: skip
-    print(f"{options.models} models and their ensemble; one core of {_processor()}.\n")
-    print(table(header, rows))
+    words = f"{options.models} models and their ensemble; one core of {_processor()}."
+    text = f"{words}\n\n{table(header, rows)}"
+    print(text)
+    if options.write:
+        put(REPOSITORY / "docs" / "group.md", "scale", text)
 
 
 def simulate(folder: Path, participants: int, models: int, seed: int = 1) -> None:

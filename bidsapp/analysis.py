@@ -165,11 +165,15 @@ def compare_gaps(
     of_groups = contrasts or _default_contrasts(results[0].sample, level)
     gap = "corrected_gap" if settings.harmonize else "brain_age_gap"
     main = main_model(results)
-    volumes = [name for name in COMPARATORS if main.sample[name].notna().any()]
-    if any(each.model == VOLUMES_MODEL for each in results):
-        volumes = []
     outcomes = [(each.model, gap, each.sample) for each in results]
-    outcomes += [(name, name, main.sample) for name in volumes]
+    compared = main.sample
+    of_volumes = next((each for each in results if each.model == VOLUMES_MODEL), None)
+    if of_volumes and of_volumes is not main:
+        beside = [f"{VOLUMES_MODEL}_gap"]
+        compared = compared.assign(**{beside[0]: of_volumes.frame[gap]})
+    else:
+        beside = [name for name in COMPARATORS if compared[name].notna().any()]
+        outcomes += [(name, name, compared) for name in beside]
 
     tables = []
     for model, outcome, sample in outcomes if contrasts or grouped else ():
@@ -181,9 +185,9 @@ def compare_gaps(
             association.binary_outcome(sample, outcome, contrast, plan, model=model)
             for model, outcome, sample in outcomes
         ]
-        if volumes:
+        if beside:
             tables.append(association.added_value(
-                main.sample, gap, volumes, contrast, plan, model=main.model
+                compared, gap, beside, contrast, plan, model=main.model
             ))  # fmt: skip
     for term in settings.phenotype_terms:
         tables += [

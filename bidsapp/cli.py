@@ -165,6 +165,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_image_options(group: argparse._ArgumentGroup) -> None:
     _add(group, "--skull-strip-t1w")
+    _add(group, "--quality")
     spaces = group.add_mutually_exclusive_group()
     _add(spaces, "--template", metavar="NAME")
     spaces.add_argument(
@@ -285,7 +286,8 @@ def _read(path: str, flag: str) -> str:
 
 
 def _check_inputs(settings: Settings) -> None:
-    if "participant" in settings.analysis_level and not settings.bids_dir.is_dir():
+    from_output = settings.analysis_level == ("group",) or settings.reports_only
+    if not from_output and not settings.bids_dir.is_dir():
         raise UserError(f"bids_dir {settings.bids_dir} is not a folder{_container_hint()}.")
     if settings.analysis_level == ("group",) and not settings.output_dir.is_dir():
         raise UserError(

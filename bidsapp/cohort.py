@@ -81,6 +81,8 @@ class Cohort:
         What was found, left out and kept: words and number, in order.
     verdicts
         What a reader must know about the collection.
+    quality
+        Quality figures, with the rows of `scans`; NaN where one was not measured.
     """
 
     scans: pd.DataFrame
@@ -91,6 +93,7 @@ class Cohort:
     versions: tuple[str, ...]
     counts: tuple[tuple[str, int], ...]
     verdicts: tuple[Verdict, ...]
+    quality: pd.DataFrame
 
     def role(self, model: str) -> pd.Series:
         """Role of each scan for a model, (scans,)."""
@@ -118,16 +121,20 @@ class _Found:
     """What the records say, filled one record at a time."""
 
     scans: list[dict[str, Any]] = field(default_factory=list)
+    quality: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
     made_by: dict[str, Counter[str]] = field(default_factory=dict)
     without_prediction: int = 0
+    withheld: int = 0
 
     def add(self, record: Mapping[str, Any], wanted: Sequence[str]) -> None:
         predictions = record.get("predictions") or {}
-        if not predictions:
-            self.without_prediction += 1
-            return
         quality, volumes = record.get("quality") or {}, record.get("volumes_ml") or {}
+        if not predictions:
+            withheld = quality.get("passed") is False
+            self.withheld += withheld
+            self.without_prediction += not withheld
+            return
         row = {name: record.get(name) for name in ("participant_id", "session_id", "source", *WHO)}
         row |= {
             "participant_id": str(record.get("participant_id") or "n/a"),
@@ -146,6 +153,8 @@ class _Found:
         self._count("version", (record.get("software") or {}).get("brainage"))
         together = sorted(name for name in predictions if name != "ensemble")
         self._count("models of the ensemble", "ensemble" in predictions and " + ".join(together))
+        named = (name for name in quality if name not in ("passed", "flags"))
+        self.quality.append({name: _number(quality[name]) for name in named})
         self.scans.append(row)
 
     def _count(self, what: str, value: Any) -> None:
@@ -182,6 +191,7 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
     scans = pd.DataFrame(found.scans)
     counts = [("records with a prediction", len(scans))]
     counts += [("records without a prediction", found.without_prediction)]
+    counts += [("failed quality, age withheld (--quality fail)", found.withheld)]
     if people or more:
         verdicts += _from_tables(scans, people, more, asked, settings)
     participants = people.participants if people else None
@@ -213,6 +223,7 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
         tuple(found.made_by.get("version", ())),
         tuple((words, n) for words, n in counts if n),
         tuple(verdicts),
+        pd.DataFrame(found.quality).loc[order].reset_index(drop=True),
     )
 
 

@@ -70,6 +70,9 @@ _DESCRIPTIONS = {
     "desc-brain_mask": "Brain mask",
     "dseg": "Tissues and regions of the brain, found by the segmentation network",
     "desc-preproc_T1w": "T1w image: bias field corrected, brain only, resampled to the template",
+    "label-GM_probseg": "Share of grey matter in each voxel, by the segmentation",
+    "label-WM_probseg": "Share of white matter in each voxel, by the segmentation",
+    "label-CSF_probseg": "Share of fluid in each voxel, ventricles included, by the segmentation",
     "importance": "How much each place in the brain contributed to the predicted age",
 }
 _TABLE_KEYS = {
@@ -123,6 +126,10 @@ class Derivatives:
         """Preprocessed T1w image in the template."""
         return self._anat(scan, f"{self._space}_desc-preproc_T1w.nii.gz")
 
+    def tissue(self, scan: Scan, tissue: str) -> Path:
+        """Share of a tissue ("GM") in each voxel, in the template."""
+        return self._anat(scan, f"{self._space}_label-{tissue}_probseg.nii.gz")
+
     def template_mask(self, scan: Scan) -> Path:
         """Brain mask in the template."""
         return self._anat(scan, f"{self._space}_desc-brain_mask.nii.gz")
@@ -167,6 +174,11 @@ class Derivatives:
     def group_report(self) -> Path:
         """HTML report of the group level."""
         return self.root / "group.html"
+
+    @property
+    def group_page_content(self) -> Path:
+        """What the report of the group level says, to make it again."""
+        return self.group("report.json")
 
     def group_figure(self, name: str) -> Path:
         """One figure of the report of the group level."""
@@ -487,10 +499,30 @@ class Derivatives:
         except UserError as error:
             raise UserError(f"{error} Delete it and run the participant level again.") from error
 
+    def read_group_page_content(self) -> dict[str, Any]:
+        """Read what the report of the group level says.
+
+        Raises
+        ------
+        UserError
+            There is none, or it is damaged.
+        """
+        if not self.group_page_content.is_file():
+            raise UserError(
+                f"{self.group_page_content} is not there, so the report of the group cannot be "
+                "written again; run the group level without --reports-only."
+            )
+        return _read_json(self.group_page_content)
+
     def record_paths(self, participant_id: str = "sub-*") -> list[Path]:
         """The records that are there, of one participant or of all, sorted."""
         folders = (f"{participant_id}/anat", f"{participant_id}/ses-*/anat")
         return sorted(p for f in folders for p in self.root.glob(f"{f}/sub-*_brainage.json"))
+
+    def participants(self) -> list[str]:
+        """The participants that have a record, sorted."""
+        depth = len(self.root.parts)
+        return sorted({path.parts[depth] for path in self.record_paths()})
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield all records of the folder, sorted by path."""

@@ -39,7 +39,7 @@ from bidsapp.reporting.importance_figures import map_figure, region_bars
 from bidsapp.settings import Settings
 from bidsapp.study import Scan
 from models import registry
-from models.contract import ModelCard, ModelError
+from models.contract import InputContract, ModelCard, ModelError
 from models.prediction import BrainAgeModel
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ DESCRIPTIONS = {
     "predicted from the image, less that with the region filled in from its surroundings",
 }
 UNITS = {"occlusion": "years"}
+NO_IMAGE = "No importance maps of {}: it sees volumes and no image, so there is nothing to map."
 NOISE_WEIGHTS = "noise.safetensors"
 """File of the noise model in a model's folder."""
 
@@ -88,6 +89,14 @@ class Maps:
 
     whole: Array
     layers: Mapping[str, Array]
+
+
+def takes_image(model: BrainAgeModel) -> bool:
+    """Whether there can be maps of a model; where it sees no image, this is said once."""
+    if isinstance(model.card.contract, InputContract):
+        return True
+    _say_once(NO_IMAGE.format(model.card.name))
+    return False
 
 
 def suited(method: str, model: BrainAgeModel) -> bool:
@@ -214,8 +223,9 @@ def wanted(
     Those that are there and up to date are left out, and so is what cannot be made.
     """
     found = {}
+    seeing = {name: model for name, model in models.items() if takes_image(model)}
     for method in settings.importance_at("participant"):
-        for name, model in models.items():
+        for name, model in seeing.items():
             if not suited(method, model) or not _possible(method, model, settings):
                 continue
             fingerprint = _fingerprint(method, model, key, settings)
@@ -228,8 +238,13 @@ def wanted(
 def _possible(method: str, model: BrainAgeModel, settings: Settings) -> bool:
     name, sha256 = model.card.name, model.card.weights_sha256
     if method == "noise" and noise_model(settings.noise_model, name, sha256, model.device) is None:
+        shipped = (registry.FOLDER / name / NOISE_WEIGHTS).is_file()
+        what = (
+            f"The noise model that comes with {name} belongs to other weights than those in use"
+            if shipped else f"No noise model of {name} is at hand"
+        )  # fmt: skip
         _say_once(
-            f"No noise model of {name} is at hand: its map is made at the group level, or with "
+            f"{what}: its noise map is left out here, and made at the group level or with "
             "--noise-model."
         )
         return False
@@ -269,7 +284,7 @@ def write_maps(
     for (name, method), fingerprint in todo.items():
         began = time.perf_counter()
         model, view = models[name], what.views(name)
-        contract = model.card.contract
+        contract = model.card.image_contract
         sha256 = model.card.weights_sha256
         noise = None
         if method == "noise":
@@ -299,7 +314,7 @@ def describe(
     method: str, card: ModelCard, template: str, noise: NoiseModel | None
 ) -> dict[str, Any]:
     """Keys that the sidecars of all maps have."""
-    space = card.contract.template
+    space = card.image_contract.template
     made_in = "" if space == template else f"; made in {space}, on the model's own grid"
     found: dict[str, Any] = {
         "Description": DESCRIPTIONS[method] + made_in,

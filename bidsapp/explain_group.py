@@ -21,6 +21,7 @@ from scipy import ndimage
 import models
 from bidsapp.derivatives import Derivatives
 from bidsapp.explain import (
+    NO_IMAGE,
     UNITS,
     View,
     atlas_of,
@@ -92,7 +93,7 @@ class Images(Sequence[Brain]):
     """The brains of scans as a model takes them, read from disk when they are asked for."""
 
     def __init__(self, sources: Sequence[Source], model: BrainAgeModel, out: Derivatives) -> None:
-        self.sources, self.contract, self.out = sources, model.card.contract, out
+        self.sources, self.contract, self.out = sources, model.card.image_contract, out
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -105,23 +106,28 @@ class Images(Sequence[Brain]):
         source = self.sources[index]
         image, affine = self.out.read_image(self.out.preproc(source.scan))
         mask = self.out.read_image(self.out.template_mask(source.scan))[0] > 0
+        wanted = intensity.TISSUES if self.contract.intensity == intensity.TISSUE_MAP else ()
+        shares = np.array(
+            [self.out.read_image(self.out.tissue(source.scan, t))[0] for t in wanted]
+        )
         to_model = np.linalg.inv(np.array(self.contract.affine)) @ affine
-        brain = _as_contract(image, mask, to_model, self.contract)
-        scaled = intensity.scale(brain[0], source.levels, self.contract.intensity)
-        return View(Brain(scaled, brain[1], source.sex), to_model), mask, affine
+        brain = _as_contract(image, mask, shares, to_model, self.contract)
+        seen, inside = intensity.view(*brain, source.levels, self.contract.intensity)
+        return View(Brain(seen, inside, source.sex), to_model), mask, affine
 
 
 def _as_contract(
-    image: Array, mask: Mask, to_model: NDArray[np.float64], contract: InputContract
-) -> tuple[Array, Mask]:
-    """Image and mask on a model's grid.
+    image: Array, mask: Mask, shares: Array, to_model: NDArray[np.float64],
+    contract: InputContract,
+) -> tuple[Array, Mask, Array]:  # fmt: skip
+    """Image, mask and shares of tissue on a model's grid.
 
     Where the model has another template of the MNI152 family, its millimetres are taken as those
     of the images: a few millimetres are lost, which a population map does not show.
     """
     image = np.asarray(image, np.float32)
     if image.shape == contract.shape and np.allclose(to_model, np.eye(4)):
-        return image, mask
+        return image, mask, shares
     to_image = np.linalg.inv(to_model)
 
     def moved(values: Array) -> Array:
@@ -131,7 +137,7 @@ def _as_contract(
         )  # fmt: skip
 
     inside = moved(mask.astype(np.float32)) > 0.5
-    return moved(image) * inside, inside
+    return moved(image) * inside, inside, np.array([moved(share) for share in shares])
 
 
 def population(settings: Settings, out: Derivatives) -> list[str]:
@@ -150,7 +156,7 @@ def population(settings: Settings, out: Derivatives) -> list[str]:
     methods = settings.importance_at("group")
     for name in ("regions.tsv", "importance_check.tsv"):
         out.remove_with_sidecar(out.group(name))
-    everybody = list(_sources(out))
+    everybody = list(good_sources(out))
     names = _models(settings, everybody)
     if not names:
         return [_said("No importance maps: no images of the participant level are there.")]
@@ -164,7 +170,10 @@ def population(settings: Settings, out: Derivatives) -> list[str]:
         except ModelError as error:
             remarks.append(_said(f"No importance maps of {name}: {error}"))
             continue
-        sources = _spread(
+        if not isinstance(model.card.contract, InputContract):
+            remarks.append(_said(NO_IMAGE.format(name)))
+            continue
+        sources = spread(
             [s for s in everybody if s.weights.get(name) == model.card.weights_sha256],
             settings.importance_max_scans,
         )
@@ -196,7 +205,7 @@ def _said(remark: str) -> str:
 # --- who and what ---
 
 
-def _sources(out: Derivatives) -> Iterator[Source]:
+def good_sources(out: Derivatives) -> Iterator[Source]:
     """The scans of good quality whose images are there."""
     for path in out.record_paths():
         record = out.read_record(path)
@@ -205,7 +214,9 @@ def _sources(out: Derivatives) -> Iterator[Source]:
             Path(stem), str(record.get("source") or ""), str(record.get("participant_id")),
             record.get("session_id"), stem, Demographics(),
         )  # fmt: skip
-        there = out.preproc(scan).is_file() and out.template_mask(scan).is_file()
+        needed = (out.preproc(scan), out.template_mask(scan),
+                  *(out.tissue(scan, tissue) for tissue in intensity.TISSUES))  # fmt: skip
+        there = all(path.is_file() for path in needed)
         levels = [s["levels"] for s in record.get("steps") or () if s.get("step") == "intensity"]
         passed = (record.get("quality") or {}).get("passed") is not False
         if there and levels and passed:
@@ -230,7 +241,7 @@ def _device(settings: Settings) -> str:
     return settings.device
 
 
-def _spread(sources: Sequence[Source], most: int) -> list[Source]:
+def spread(sources: Sequence[Source], most: int) -> list[Source]:
     """At most so many scans, spread evenly over the ages; in the order of their names."""
     by_age = sorted(sources, key=lambda s: (s.age is None, s.age or 0.0, s.scan.stem))
     if len(by_age) > most:
@@ -294,7 +305,7 @@ class _Group:
             return given
         if len(self.images) < FEWEST_TO_FIT:
             few = f"{len(self.images)} scans are too few to fit a noise model to"
-            said = f"No noise map of {card.name}: {few}, and none comes with the model."
+            said = f"No noise map of {card.name}: {few}, and none of these weights is at hand."
             self.remarks.append(_said(said))
             return None
         return self._fitted()
@@ -450,7 +461,7 @@ class _Group:
         """Rows of ``group_importance_check.tsv``."""
         places = np.linspace(0, len(self.images) - 1, min(CHECKED_SCANS, len(self.images)))
         views = [self.images.view(int(place))[0] for place in places.round()]
-        contract = self.model.card.contract
+        contract = self.model.card.image_contract
         labels = self.atlas.on(contract.shape, np.array(contract.affine)) if self.atlas else None
         maps = [make(self.method, self.model, v, self.noise, labels).whole for v in views]
         rows = [("split_halves", "", found.split_half_r, found.all.scans)]

@@ -41,7 +41,7 @@ def fingerprint(
     -------
     dict
         ``preprocessing``: input, template, segmentation weights, options, versions;
-        ``prediction``: all that, the models, and what is known of the person.
+        ``prediction``: all that, the models, what is known of the person, and ``--quality``.
     """
     preprocessing = {
         "scan": scan_sha256,
@@ -56,6 +56,7 @@ def fingerprint(
         "models": dict(models),
         "person": asdict(scan.demographics),
         "source": scan.source,
+        "quality": settings.quality,  # on which it hangs whether there is an age
     }
     return {"preprocessing": _hash(preprocessing), "prediction": _hash(prediction)}
 

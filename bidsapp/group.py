@@ -50,6 +50,10 @@ def run(settings: Settings) -> int:
         If an option does not fit the data, or records do not compare.
     """
     out = Derivatives(settings.output_dir, settings.bids_dir, settings.template)
+    if settings.reports_only:
+        with logs.to_console_and_file(out.log_dir(new_run_id()) / "log.txt", settings.log_level):
+            report.rewrite_group(out)
+        return 0
     cohort = collect(out, settings)
     earlier = _earlier_corrections(cohort, settings)
     contrasts = _contrasts(cohort, settings)
@@ -238,6 +242,7 @@ def _page(
         pairs={model: of["brain_age_gap"] for model, of in pairs.items() if "brain_age_gap" in of},
         verdicts=verdicts,
         account=account,
+        quality=cohort.quality,
     )
 
 

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 import models
 from bidsapp import logs, report
 from bidsapp.derivatives import Derivatives, new_run_id
-from bidsapp.errors import ScanError, UserError
+from bidsapp.errors import NothingToDo, ScanError, UserError
 from bidsapp.execution import Crew, run_scans, worker_environment
 from bidsapp.fingerprint import fingerprint, software
 from bidsapp.settings import Settings
 from bidsapp.study import Scan, load_study
 from models import registry
-from models.contract import InputContract, ModelError
+from models.contract import InputContract, ModelCard, ModelError, VolumeContract
+from models.intensity import TISSUES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +54,8 @@ def run(settings: Settings) -> int:
     UserError
         For everything that is wrong before the first scan is touched.
     """
+    if settings.reports_only:
+        return _write_reports(settings)
     study = load_study(settings)
     out = Derivatives(settings.output_dir, study.root, settings.template)
     names = _model_names(settings)
@@ -61,17 +64,38 @@ def run(settings: Settings) -> int:
             record = out.record(scan)
             print(f"{scan.stem}: {scan.path} -> {record}{' (done)' if record.exists() else ''}")
         return 0
-    if not settings.reports_only:
-        _check_resources(settings, names)
+    _check_resources(settings, names)
     run_id = new_run_id()
     warnings = [*out.prepare(), *study.warnings]
     out.write_text(out.log_dir(run_id) / "settings.toml", settings.to_toml())
     with logs.to_console_and_file(out.log_dir(run_id) / "log.txt", settings.log_level):
         for warning in warnings:
             log.warning("%s", warning)
-        failed = 0 if settings.reports_only else _process_all(study.scans, settings, out, run_id)
-        report.write_participants(study.scans, out, names, settings.output_level == "full")
+        failed = _process_all(study.scans, settings, out, run_id)
+        participants = {scan.participant_id for scan in study.scans}
+        report.write_participants(participants, out, settings.output_level == "full")
     return 1 if failed else 0
+
+
+def _write_reports(settings: Settings) -> int:
+    """Write the pages again of all participants with records; needs the output folder alone."""
+    out = Derivatives(settings.output_dir, settings.bids_dir, settings.template)
+    asked = {f"sub-{label}" for label in settings.participant_label}
+    there = [each for each in out.participants() if not asked or each in asked]
+    if not there:
+        raise NothingToDo(
+            f"{settings.output_dir} holds no record (*_brainage.json) of these participants, so "
+            "there is no report to write; run the participant level first."
+        )
+    if settings.dry_run:
+        for participant in there:
+            print(f"{participant}: {out.report(participant)}")
+        return 0
+    with logs.to_console_and_file(out.log_dir(new_run_id()) / "log.txt", settings.log_level):
+        for warning in out.prepare():
+            log.warning("%s", warning)
+        report.write_participants(there, out)
+    return 0
 
 
 def _process_all(
@@ -136,12 +160,13 @@ class Toolbox:
 class Prepared:
     """A scan after preprocessing, and what a model's image is made of.
 
-    ``brain`` lies on the standard grid, zero outside ``mask``; ``native`` is None where the
-    images of an earlier run serve.
+    ``brain`` lies on the standard grid, zero outside ``mask``, and so do the ``shares`` of
+    tissue, (3, X, Y, Z); ``native`` is None where the images of an earlier run serve.
     """
 
     brain: Image
     mask: NDArray[np.bool_]
+    shares: NDArray[np.float32]
     levels: dict[str, float]
     volumes_ml: dict[str, float | None]
     quality: dict[str, Any]
@@ -189,6 +214,7 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
     earlier = _earlier_record(scan, out)
     todo = _maps_to_make(scan, key, tools, settings, out)
     if earlier.get("fingerprint") == key and _complete(scan, settings, out) and not todo:
+        _refuse(scan, earlier["quality"], settings)
         return "skipped"
     out.remove_stale(out.record(scan).parent)
     if _can_reuse(earlier, key, scan, settings, tools, out):
@@ -208,9 +234,13 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
                 report.write_figures(scan, found, prepared.brain, tools.template_brain, out)
     with _naming(scan):
         predictions = predict(prepared, scan, tools)
-        if todo:
+        prepared.quality = judged(prepared, predictions, tools, settings)
+        if _is_refused(prepared.quality, settings):
+            predictions = {}
+        elif todo:
             _explain(prepared, scan, todo, tools, settings, out)
     out.write_json(out.record(scan), _record(scan, prepared, predictions, key))
+    _refuse(scan, prepared.quality, settings)
     return "done"
 
 
@@ -218,6 +248,7 @@ def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
     """Segmentation -> bias field -> registration -> one resampling -> quality figures."""
     from bidsapp.preprocessing import bias_field, intensity, quality, registration, segmentation
     from bidsapp.preprocessing.resampling import resample
+    from bidsapp.preprocessing.tissue import tissue_shares
 
     scan, seconds, steps = t1w.image, dict[str, float](), list[dict[str, Any]]()
     with _timed("segmentation", seconds):
@@ -237,29 +268,31 @@ def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
         on_grid = resample(corrected, to_scan, GRID_SHAPE, GRID_AFFINE)
         inside = resample(mask, to_scan, GRID_SHAPE, GRID_AFFINE, order=1).data > 0.5
         registered = on_grid.with_data(np.clip(on_grid.data, 0, None) * inside)
+        shares = tissue_shares(found, to_scan, GRID_SHAPE, GRID_AFFINE)
         steps.append({"step": "resampling", "parameters": {"interpolation": "cubic spline",
                       "mm": 2.0, "shape": list(GRID_SHAPE)}})  # fmt: skip
     with _timed("quality", seconds):
         levels = intensity.tissue_levels(working.data, found.working_labels)
         steps.append({"step": "intensity", "levels": levels})
+        by = {step["step"]: step for step in steps}
         figures = quality.assess(
             found, working, scan, registered, inside, tools.template_brain, tools.template_mask,
-            to_scan,
+            to_scan, by["bias_field"]["field_range"], by["segmentation"]["already_stripped"],
         )  # fmt: skip
     native = Native(t1w, corrected, brain, found, to_scan)
     volumes = found.volumes_ml
-    return Prepared(registered, inside, levels, volumes, figures, steps, seconds, native)
+    return Prepared(registered, inside, shares, levels, volumes, figures, steps, seconds, native)
 
 
 def predict(prepared: Prepared, scan: Scan, tools: Toolbox) -> dict[str, dict[str, Any]]:
     """The age each model sees, and their combination under ``ensemble``."""
-    from models.ensemble import combine, within_ages
+    from models.ensemble import combine, voters, within_ages
 
     who, found = scan.demographics, {}
     for name, model in tools.models.items():
         with _timed(name, prepared.seconds):
-            image = model_image(prepared, model.card.contract, tools)
-            found[name] = model.predict(image, who.sex, who.age)
+            taken = model_input(prepared, model.card, tools)
+            found[name] = model.predict(taken, who.sex, who.age)
     if not found:
         return {}
     cards = {name: model.card for name, model in tools.models.items()}
@@ -268,18 +301,54 @@ def predict(prepared: Prepared, scan: Scan, tools: Toolbox) -> dict[str, dict[st
         | {"weights_sha256": cards[name].weights_sha256, "license": cards[name].license}
         for name, prediction in found.items()
     }
-    ages = [card.contract.ages for card in cards.values()]
-    entries["ensemble"] = asdict(combine(within_ages(list(found.values()), ages)))
+    voting = voters(cards)
+    ages = [cards[name].contract.ages for name in voting]
+    entries["ensemble"] = asdict(combine(within_ages([found[name] for name in voting], ages)))
     for entry in entries.values():
         entry["brain_age_gap"] = None if who.age is None else entry["predicted_age"] - who.age
     return entries
 
 
-def model_image(
-    prepared: Prepared, contract: InputContract, tools: Toolbox
-) -> NDArray[np.float32]:
-    """The brain as a model's contract wants it: its grid and its intensities."""
-    return _on_model_grid(prepared, contract, tools)[0]
+def judged(
+    prepared: Prepared, predictions: dict[str, Any], tools: Toolbox, settings: Settings
+) -> dict[str, Any]:
+    """The quality of a scan as its record says it."""
+    from bidsapp.preprocessing import quality
+    from models.ensemble import voters
+
+    cards = {name: model.card for name, model in tools.models.items()}
+    members = [(predictions[n]["predicted_age"], cards[n].contract.ages) for n in voters(cards)]
+    age = predictions["ensemble"]["predicted_age"] if predictions else None
+    unlike = [tools.models[name].unlikeness(model_input(prepared, cards[name], tools))
+              for name in voters(cards)]  # fmt: skip
+    figures = quality.of_predictions(age, members, unlike)
+    return quality.judge(prepared.quality | figures, settings.quality)
+
+
+def _is_refused(found: dict[str, Any], settings: Settings) -> bool:
+    return settings.quality == "fail" and found["passed"] is False
+
+
+def _refuse(scan: Scan, found: dict[str, Any], settings: Settings) -> None:
+    """Let a scan with a flag fail, if that is wanted; else warn."""
+    from bidsapp.preprocessing import quality
+
+    if not found["flags"]:
+        return
+    text = f"{scan.path} is of doubtful quality: {quality.words(found)}"
+    if _is_refused(found, settings):
+        raise ScanError(
+            f"{text}. No age was written; look at the report, and supply a better scan or take "
+            "this one with --quality warn."
+        )
+    log.warning("%s; look at the report before using its age.", text)
+
+
+def model_input(prepared: Prepared, card: ModelCard, tools: Toolbox) -> NDArray[np.float32]:
+    """What a model takes: the brain on its grid with its intensities, or volumes in ml."""
+    if isinstance(card.contract, VolumeContract):
+        return np.array(card.contract.select(prepared.volumes_ml), np.float32)
+    return _on_model_grid(prepared, card.contract, tools)[0]
 
 
 def _on_model_grid(
@@ -289,11 +358,15 @@ def _on_model_grid(
     from bidsapp.preprocessing import registration
     from bidsapp.preprocessing.resampling import resample
     from bidsapp.preprocessing.templates import load_template
+    from bidsapp.preprocessing.tissue import tissue_shares
     from models import intensity
 
     if _takes_standard_grid(contract, tools.template.name):
-        image = intensity.scale(prepared.brain.data, prepared.levels, contract.intensity)
-        return image, prepared.mask, np.eye(4)
+        image, mask = intensity.view(
+            prepared.brain.data, prepared.mask, prepared.shares, prepared.levels,
+            contract.intensity,
+        )  # fmt: skip
+        return image, mask, np.eye(4)
     native = prepared.native
     assert native is not None  # _can_reuse sees to it
     place = contract.template, contract.degrees_of_freedom
@@ -302,10 +375,11 @@ def _on_model_grid(
             native.working, load_template(contract.template), contract.degrees_of_freedom, 1
         )
     to_scan, affine = native.transforms[place], np.array(contract.affine)
-    mask = native.corrected.with_data(native.segmentation.brain.astype(np.float32))
-    inside = resample(mask, to_scan, contract.shape, affine, order=1).data > 0.5
-    image = resample(native.corrected, to_scan, contract.shape, affine).data.clip(0) * inside
-    image = intensity.scale(image, prepared.levels, contract.intensity)
+    brain = native.corrected.with_data(native.segmentation.brain.astype(np.float32))
+    mask = resample(brain, to_scan, contract.shape, affine, order=1).data > 0.5
+    image = resample(native.corrected, to_scan, contract.shape, affine).data.clip(0) * mask
+    shares = tissue_shares(native.segmentation, to_scan, contract.shape, affine)
+    image, inside = intensity.view(image, mask, shares, prepared.levels, contract.intensity)
     from_standard = np.linalg.inv(to_scan @ affine) @ native.to_scan @ prepared.brain.affine
     return image, inside, from_standard
 
@@ -329,7 +403,7 @@ def _explain(
     from bidsapp.importance.brain import Brain
 
     def view(name: str) -> explain.View:
-        contract = tools.models[name].card.contract
+        contract = tools.models[name].card.image_contract
         image, mask, from_standard = _on_model_grid(prepared, contract, tools)
         return explain.View(Brain(image, mask, scan.demographics.sex), from_standard)
 
@@ -390,7 +464,9 @@ def _check_resources(settings: Settings, names: tuple[str, ...]) -> None:
     for name in names:
         if name not in settings.model_paths:
             why = f"The model '{name}' wants another template; --models can leave it out. "
-            wanted.setdefault(models.card(name).contract.template, why)
+            contract = models.card(name).contract
+            if isinstance(contract, InputContract):
+                wanted.setdefault(contract.template, why)
     for template in sorted(wanted.keys() - {Settings.template}):  # the default one is bundled
         try:
             load_template(template)
@@ -424,6 +500,7 @@ def _images(scan: Scan, settings: Settings, out: Derivatives) -> dict[str, Any]:
         "inverse": out.xfm(scan, settings.template, "T1w"),
         "preproc": out.preproc(scan),
         "template_mask": out.template_mask(scan),
+        **{tissue: out.tissue(scan, tissue) for tissue in TISSUES},
     }
 
 
@@ -451,13 +528,17 @@ def _can_reuse(
     tools: Toolbox, out: Derivatives,
 ) -> bool:  # fmt: skip
     """Whether only the predictions are out of date, and the written image serves every model."""
+    from bidsapp.preprocessing import quality
+
     before = earlier.get("fingerprint")
     return (
         isinstance(before, dict)
         and before.get("preprocessing") == key["preprocessing"]
         and not _missing(scan, settings, out)
+        and quality.LIMITS.keys() <= (earlier.get("quality") or {}).keys()
         and all(
-            _takes_standard_grid(model.card.contract, settings.template)
+            isinstance(model.card.contract, VolumeContract)
+            or _takes_standard_grid(model.card.contract, settings.template)
             for model in tools.models.values()
         )
     )
@@ -470,9 +551,10 @@ def _reload(earlier: dict[str, Any], scan: Scan, out: Derivatives) -> Prepared:
     return Prepared(
         Image(*out.read_image(out.preproc(scan))),
         out.read_image(out.template_mask(scan))[0] > 0,
+        np.stack([out.read_image(out.tissue(scan, tissue))[0] for tissue in TISSUES]),
         next(step["levels"] for step in steps if step["step"] == "intensity"),
         earlier["volumes_ml"],
-        earlier["quality"],
+        {key: of for key, of in earlier["quality"].items() if key not in ("passed", "flags")},
         steps,
         earlier["seconds"],
     )
@@ -499,6 +581,8 @@ def _write_images(prepared: Prepared, scan: Scan, settings: Settings, out: Deriv
     out.write_image(
         paths["template_mask"], prepared.mask.astype(np.uint8), brain.affine, in_template, np.uint8
     )
+    for tissue, share in zip(TISSUES, prepared.shares):
+        out.write_image(paths[tissue], share, brain.affine, in_template, np.float32)
 
 
 def _remove_images(scan: Scan, settings: Settings, out: Derivatives) -> None:

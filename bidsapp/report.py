@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import UndefinedError
+
 import models
 from bidsapp import __version__
 from bidsapp.derivatives import Derivatives
@@ -23,26 +25,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIGURES = ("segmentation", "registration", "registered", "template")
+FIGURES = ("mask", "segmentation", "registration", "registered", "template")
 
 
 def write_figures(
     scan: Scan, found: Segmentation, registered: Image, template: Image, out: Derivatives
 ) -> None:
     """The pictures of a scan's report, as PNG files."""
-    from bidsapp.reporting.figures import mask_mosaic, registration_figure
+    from bidsapp.reporting.figures import brain_mosaic, mask_mosaic, registration_figure
     from models.segmentation.labels import LABELS
 
+    working = found.working
+    mask = brain_mosaic(working.data, found.working_mask, working.zooms)
     segmentation = mask_mosaic(
-        found.working.data,
+        working.data,
         found.working_labels,
-        found.working.zooms,
+        working.zooms,
         {label.index: label.color for label in LABELS},
         {label.index: _without_side(label.name) for label in LABELS},
         brain=found.working_mask,
     )
     pair = registration_figure(template.data, registered.data, registered.zooms)
-    pictures = (segmentation, pair.contours, pair.registered, pair.template)
+    pictures = (mask, segmentation, pair.contours, pair.registered, pair.template)
     for name, picture in zip(FIGURES, pictures, strict=True):
         out.write_bytes(out.figure(scan.participant_id, scan.stem, name), picture)
 
@@ -51,19 +55,26 @@ def _without_side(name: str) -> str:
     return name.removeprefix("Left ").removeprefix("Right ").capitalize()
 
 
-def write_participants(
-    scans: Sequence[Scan], out: Derivatives, names: Iterable[str], pages: bool = True
-) -> None:
+def write_participants(participants: Iterable[str], out: Derivatives, pages: bool = True) -> int:
     """One page per participant, from the records and pictures that are there; and what to cite.
 
-    Sessions that this run was not about keep their part of the page.
+    All records of a participant have their part of the page, whichever run made them.
+
+    Returns
+    -------
+    int
+        How many of the participants have a record.
     """
+    from bidsapp.preprocessing.quality import LIMITS, limits_in_words
     from bidsapp.reporting.methods import citation_markdown, stem_of
     from bidsapp.reporting.participant_page import participant_page
 
-    cards = {name: asdict(models.card(name)) for name in names if name in models.known()}
+    limits = {name: limits_in_words(*pair) for name, pair in LIMITS.items()}
+
+    cards = {name: asdict(card) for name, card in models.known().items()}
     every: list[dict[str, Any]] = []
-    for participant in sorted({scan.participant_id for scan in scans}):
+    written = 0
+    for participant in sorted(set(participants)):
         records = []
         for path in out.record_paths(participant):
             try:
@@ -71,16 +82,20 @@ def write_participants(
             except UserError as error:
                 log.warning("%s", error)
         every += records
+        written += bool(records)
         if records and pages:
             stems = map(stem_of, records)
             figures = {stem: _figures(participant, stem, out) for stem in stems}
             maps = {stem: _map_sections(participant, stem, out) for stem in figures}
-            page = participant_page(participant, records, figures, cards, __version__, maps)
+            page = participant_page(
+                participant, records, figures, cards, __version__, maps, limits
+            )
             out.write_text(out.report(participant), page)
     if every:
         out.prepare(citation_markdown(every, cards, __version__))
     if every and pages:
         log.info("Reports: %s", out.report("sub-*"))
+    return written
 
 
 def map_sections(
@@ -115,7 +130,7 @@ def model_titles(names: Iterable[str]) -> dict[str, str]:
     """What to call each model: the title of its card, where there is one."""
     known = models.known()
     titles = {name: models.card(name).title if name in known else name for name in names}
-    return titles | ({"ensemble": "All models together"} if "ensemble" in titles else {})
+    return titles | ({"ensemble": "Models together"} if "ensemble" in titles else {})
 
 
 def write_group_figures(results: Results, out: Derivatives) -> dict[str, str]:
@@ -136,15 +151,50 @@ def write_group(
 ) -> None:
     """The page of the group, with its figures and with the importance maps that are there.
 
+    What the page says is kept beside it, so that `rewrite_group` can make it again.
+
     Parameters
     ----------
     remarks
         What is to be said of importance maps, such as why there are none.
     """
+    from bidsapp.reporting.group_page import group_content
+
+    content = group_content(results, __version__) | {"remarks": list(remarks)}
+    out.write_json(out.group_page_content, content)
+    _write_group_page(content, figures, out)
+
+
+def rewrite_group(out: Derivatives) -> None:
+    """Make the page of the group again from what an earlier run has kept and drawn.
+
+    Raises
+    ------
+    UserError
+        No earlier run of the group level has left what is needed, or it is damaged.
+    """
+    from bidsapp.reporting.group_page import FIGURES as NAMES
+
+    pictures = {name: out.read_bytes(out.group_figure(name)) for name in NAMES}
+    figures = {name: svg.decode() for name, svg in pictures.items() if svg is not None}
+    content = out.read_group_page_content()
+    try:
+        _write_group_page(content, figures, out)
+    except (KeyError, TypeError, ValueError, UndefinedError) as error:
+        raise UserError(
+            f"{out.group_page_content} is not what this version writes ({error}); run the group "
+            "level without --reports-only."
+        ) from error
+
+
+def _write_group_page(
+    content: Mapping[str, Any], figures: Mapping[str, str], out: Derivatives
+) -> None:
     from bidsapp.reporting.group_page import group_page
 
     maps = map_sections(out.group_importance_maps(), out.group_importance_figure, out)
-    page = group_page(results, figures, __version__, maps, remarks)
+    pages = {each for each in out.participants() if out.report(each).is_file()}
+    page = group_page(content, figures, __version__, maps, content["remarks"], pages)
     out.write_text(out.group_report, page)
     log.info("Report: %s", out.group_report)
 

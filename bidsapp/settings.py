@@ -152,6 +152,13 @@ class Settings:
         "auto",
         choices=("auto", "skip", "force"),
     )
+    quality: str = option(
+        "what becomes of a scan with a quality figure out of its limits: 'warn' flags it and "
+        "writes its age, 'fail' flags it, writes no age and counts it as failed, 'off' measures "
+        "and does not judge",
+        "warn",
+        choices=("warn", "fail", "off"),
+    )
 
     reference: str | None = option(
         "who the healthy reference is, as COLUMN=VALUE; by default the usual words for controls "

@@ -16,10 +16,28 @@ pip_install() {
         --no-cache-dir --no-compile --disable-pip-version-check "$@"
 }
 
-# Where nothing can be written, nothing is compiled later. By hash, since copies lose their dates;
-# some files of the packages are for other versions of Python, which is no fault.
+# Where nothing can be written, nothing is compiled later: all that the app loads, a third of the
+# modules that there are. By hash, since copies lose their dates. Those of the base image, too,
+# which may have come without.
 compile() {
-    "$APP/bin/python" -m compileall -qq --invalidation-mode unchecked-hash "$@" || true
+    scratch=$(mktemp -d)
+    HOME=$scratch TEMPLATEFLOW_HOME=$scratch PYTHONPYCACHEPREFIX=/opt/pycache \
+        "$APP/bin/python" - <<'END'
+import importlib, pkgutil, py_compile, sys
+import bidsapp, models
+names = ["bids", "nilearn.datasets", "templateflow.api"]  # loaded late
+for package in (bidsapp, models):
+    inside = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    names += [each.name for each in inside if not each.name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+by_hash = py_compile.PycInvalidationMode.UNCHECKED_HASH
+for module in list(sys.modules.values()):
+    path = getattr(module, "__file__", None) or ""
+    if path.startswith("/") and path.endswith(".py"):
+        py_compile.compile(path, doraise=True, invalidation_mode=by_hash)
+END
+    rm -r "$scratch"
 }
 
 packages() {
@@ -30,7 +48,8 @@ project = tomllib.load(open(sys.argv[1], "rb"))["project"]
 print(*project["dependencies"], *project["optional-dependencies"]["dask"], sep="\n")
 END
     case "${TORCH:=cpu}" in
-        cuda) torch=$(grep '^torch==' "$SOURCE/constraints.txt") ;;
+        # === takes no other build, which == would, where an index has one
+        cuda) torch=$(sed -n 's/^torch==/torch===/p' "$SOURCE/constraints.txt") ;;
         *) torch=$(grep '^torch==' "$SOURCE/constraints.txt")+$TORCH ;;
     esac
     pip_install -c "$SOURCE/constraints.txt" -r /tmp/requirements.txt "$torch" || {
@@ -44,12 +63,11 @@ END
     rm -rf "$torch/include" "$torch/test"
     find "$torch/bin" -type f ! -name torch_shm_manager -delete
     find "$APP/lib" -type d -name tests -path '*/site-packages/*' -prune -exec rm -rf {} +
-    compile "$APP/lib"
 }
 
 app() {
     pip_install --no-deps "$SOURCE"
-    for package in bidsapp models; do compile "$APP"/lib/python3*/site-packages/$package; done
+    compile
 }
 
 resources() {

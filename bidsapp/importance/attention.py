@@ -52,7 +52,7 @@ def attention(model: BrainAgeModel, brain: Brain) -> Array:
 
 
 def _of_member(network: BrainRotViT, image: Tensor, sexes: Tensor) -> Array:
-    slices = image[0, 0][:, None]
+    slices = network.slices(image)[0][:, None]
     parts = [_tokens(network.encoder, part) for part in slices.split(SLICES_AT_ONCE)]
     tokens, attended = (torch.cat(each) for each in zip(*parts, strict=True))
     features = tokens.mean(1)[None].requires_grad_(True)
@@ -61,11 +61,14 @@ def _of_member(network: BrainRotViT, image: Tensor, sexes: Tensor) -> Array:
         gradient = torch.autograd.grad(age, features)[0][0]
     contribution = torch.einsum("sph,sh->sp", tokens[:, 1:], gradient)
     patches = _scaled(attended) * _scaled(contribution)
-    side = round(patches.shape[1] ** 0.5)
-    whole = functional.interpolate(
-        patches.view(-1, 1, side, side), size=list(slices.shape[2:]), mode="bilinear"
-    )
-    return whole[:, 0].detach().cpu().numpy()
+    height, width = network.encoder.grid
+    if len(slices) == image.shape[2]:
+        volume = patches.view(-1, 1, height, width)
+        whole = functional.interpolate(volume, size=list(image.shape[3:]), mode="bilinear")[:, 0]
+    else:
+        volume = patches.view(1, 1, -1, height, width)
+        whole = functional.interpolate(volume, size=list(image.shape[2:]), mode="trilinear")[0, 0]
+    return whole.detach().cpu().numpy()
 
 
 @torch.no_grad()

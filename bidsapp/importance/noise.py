@@ -11,6 +11,16 @@ intensities, with B in (0, 1): as in U-Noise (Koker et al. 2021), but in logarit
     mean((f(x + noise) - f(x)) ** 2) / tolerance ** 2  -  weight * mean of B over the brain
 
 and the importance is 1 - B. The weight follows from a rule and not from taste (`RULE`).
+
+How the first term changes with the strength of the noise at a place follows from Price's theorem
+(1958): by the squared slope of f there, at the noisy image (its Gauss-Newton part). So every draw
+of noise tells about every place. To differentiate the term itself through its noise, as U-Noise
+does, tells of a place no more than one random number among a hundred thousand, and is ruled by
+the shift that noise anywhere brings about in max pooling: tried on brains with a planted effect,
+it found large ventricles and no cortex (docs/importance.md).
+
+Convolutions do not know where in the brain they are. So what holds of a place of the template in
+everybody has parameters of its own, the field, and the U-Net learns what is a person's.
 """
 
 from __future__ import annotations
@@ -60,9 +70,9 @@ class Options:
         By how much the logarithm of the weight moves in a step, relative to that of the error.
     """
 
-    steps: int = 300
-    batch: int = 4
-    learning_rate: float = 3e-3
+    steps: int = 200
+    batch: int = 2
+    learning_rate: float = 1e-2
     channels: tuple[int, ...] = (16, 32, 48)
     quietest: float = 0.01
     loudest: float = 5.0
@@ -85,6 +95,11 @@ class Block(nn.Sequential):
         super().__init__(*layers)
 
 
+FIELD_PACE = 8.0
+"""How many times faster the field learns than the weights of the U-Net: it is no convolution's,
+so that a step moves each of its places by itself."""
+
+
 class NoiseUNet(nn.Module):
     """3D U-Net from a brain to B, how much noise each place bears.
 
@@ -95,9 +110,11 @@ class NoiseUNet(nn.Module):
     ----------
     channels
         Widths of the levels, the finest first; multiples of 8.
+    shape
+        Of the images.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], shape: Sequence[int]) -> None:
         super().__init__()
         widths = [8, *channels]
         self.encoder = nn.ModuleList(Block(a, b) for a, b in zip(widths, widths[1:]))
@@ -108,6 +125,8 @@ class NoiseUNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         self.multiple = 2 ** len(channels)
+        blocks = ((side + (-side) % self.multiple) // 2 for side in shape)
+        self.field = nn.Parameter(torch.zeros(1, 1, *blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, X, Y, Z), standardised, 0 outside of the brain -> (N, 1, X, Y, Z) in (0, 1)."""
@@ -120,9 +139,8 @@ class NoiseUNet(nn.Module):
             skips.append(x)
         for block, skip in zip(self.decoder, skips[-2::-1]):
             x = block(torch.cat([functional.interpolate(x, scale_factor=2.0), skip], 1))
-        borne = functional.interpolate(
-            torch.sigmoid(self.head(x)), scale_factor=2.0, mode="trilinear"
-        )
+        borne = torch.sigmoid(self.head(x) + FIELD_PACE * self.field)
+        borne = functional.interpolate(borne, scale_factor=2.0, mode="trilinear")
         return borne[..., : shape[0], : shape[1], : shape[2]]
 
 
@@ -177,7 +195,8 @@ class NoiseModel:
         tensors, metadata = _unpack(content)
         try:
             about = json.loads(metadata["about"])
-            network = NoiseUNet(about["options"]["channels"])
+            shape = [2 * side for side in tensors["field"].shape[2:]]
+            network = NoiseUNet(about["options"]["channels"], shape)
             network.load_state_dict(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"it holds no noise model ({error})") from None
@@ -258,7 +277,8 @@ class _Fit:
     def __post_init__(self) -> None:
         torch.manual_seed(self.options.seed)
         self.device = next(self.model.networks[0].parameters()).device
-        self.network = NoiseUNet(self.options.channels).to(self.device)
+        shape = self.brains[0].image.shape
+        self.network = NoiseUNet(self.options.channels, shape).to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), self.options.learning_rate)
         # To first order each place then takes its share, and the errors add up to one tolerance.
         self.log_weight = math.log(2 * self._range)
@@ -279,9 +299,9 @@ class _Fit:
         self.optimizer.zero_grad(set_to_none=True)
         errors, quiets = [], []
         for index in self._chosen():
-            error, quiet = self._terms(self.brains[index], self.clean[index])
-            ((error - math.exp(self.log_weight) * quiet) / options.batch).backward()
-            errors.append(error.item())
+            expected, quiet, error = self._terms(self.brains[index], self.clean[index])
+            ((expected - math.exp(self.log_weight) * quiet) / options.batch).backward()
+            errors.append(error)
             quiets.append(quiet.item())
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         slower = min(1.0, 2 * (1 - self.step / options.steps))  # in the second half, to settle
@@ -305,23 +325,35 @@ class _Fit:
             for at in range(first, first + self.options.batch)
         ]  # fmt: skip
 
-    def _terms(self, brain: Brain, clean: float) -> tuple[Tensor, Tensor]:
-        """Squared error in tolerances, and the mean of B over the brain."""
+    def _terms(self, brain: Brain, clean: float) -> tuple[Tensor, Tensor, float]:
+        """For one brain and one draw of noise, in squared tolerances where it is about years.
+
+        Returns
+        -------
+        expected
+            Squared change of the prediction as the slopes at the noisy image foretell it.
+        quiet
+            Mean of B over the brain.
+        error
+            Squared change as it was.
+        """
         standard, mask, deviation = _tensors(brain, self.device)
         borne = self.network(standard)
         strength = self.options.quietest * torch.exp(self._range * borne) * deviation * mask
-        noisy = self.model.tensor(brain.image) + strength * self._noise(borne)
+        noise = self._smoothed(torch.randn_like(borne)) * strength.detach()
+        noisy = (self.model.tensor(brain.image) + noise).requires_grad_(True)
         with _fast(self.model):
             age = self.model.ages(noisy, brain.sex)
-        error = ((age - clean) / self.tolerance).square().mean()
-        return error, (borne * mask).sum() / mask.sum()
+        (slope,) = torch.autograd.grad(age.sum(), noisy)
+        spread = self._smoothed(strength * slope.float()) / self.tolerance
+        error = ((age.item() - clean) / self.tolerance) ** 2
+        return spread.square().sum(), (borne * mask).sum() / mask.sum(), error
 
-    def _noise(self, like: Tensor) -> Tensor:
-        """Gaussian noise of unit deviation."""
-        noise = torch.randn_like(like)
+    def _smoothed(self, x: Tensor) -> Tensor:
+        """Smoothed as the noise is, so that white noise keeps its deviation."""
         if not self.options.smoothness:
-            return noise
-        return smooth(noise, self.options.smoothness, unit_variance=True)
+            return x
+        return smooth(x, self.options.smoothness, unit_variance=True)
 
     def words(self) -> str:
         """How the fit is doing."""

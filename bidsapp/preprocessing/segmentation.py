@@ -84,7 +84,7 @@ def segment(scan: Image, network: nn.Module, strip: str) -> tuple[Segmentation, 
     if stripped:
         mask = same_view(fine_mask, mask.shape) > 0.5
     segmentation = Segmentation(
-        working, mask, found, fine_mask, fine, _volumes(found, mask, working, stripped)
+        working, mask, found, fine_mask, fine, volumes(found, mask, working, stripped)
     )
     record = {
         "step": "segmentation",
@@ -118,7 +118,7 @@ def _on_scan_grid(
     return found
 
 
-def _volumes(
+def volumes(
     found: NDArray[np.uint8], mask: NDArray[np.bool_], image: Image, stripped: bool
 ) -> dict[str, float | None]:
     """Volumes in ml; the outer fluid of a stripped scan is not known."""

@@ -20,6 +20,8 @@ from bidsapp.reporting.svg import Svg
 # Okabe & Ito (2008): told apart with every common form of colour blindness, and from grey.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
 BRAIN_EDGE, TISSUE_EDGE = "#F0E442", "#56B4E9"
+REGISTRATION_COLUMNS = 5
+"""Panels in a row of the registration figures, which a page wipes all at once."""
 
 
 class RegistrationFigure(NamedTuple):
@@ -31,6 +33,35 @@ class RegistrationFigure(NamedTuple):
     """The registered scan alone: the first picture of the flicker pair."""
     template: bytes
     """The template alone: the second picture of the flicker pair."""
+
+
+def brain_mosaic(t1w: Array, brain: Array, zooms: Sequence[float], columns: int = 7) -> bytes:
+    """Draw the outline of the brain mask on its scan, and nothing else.
+
+    Parameters
+    ----------
+    t1w : array (X, Y, Z)
+        The scan, in RAS axes; any intensity unit.
+    brain : boolean array (X, Y, Z)
+        The mask.
+    zooms : three floats
+        Size of a voxel along X, Y, Z in mm.
+    columns : int
+        Number of cuts along each axis; the same cuts as those of `mask_mosaic`.
+
+    Returns
+    -------
+    bytes
+        A PNG; the scan alone where the mask is empty.
+    """
+    _check_same_grid(t1w, brain)
+    cuts = views(brain if brain.any() else foreground(t1w), zooms, columns, margin=20.0)
+    low, high = window(t1w, brain)
+    mosaic = Mosaic(cuts)
+    for panel in mosaic.panels:
+        panel.show(t1w, low, high)
+        panel.outline(panel.cut.of(brain), 0.5, BRAIN_EDGE, width=1.3)
+    return mosaic.png()
 
 
 def mask_mosaic(
@@ -92,7 +123,10 @@ def mask_mosaic(
 
 
 def registration_figure(
-    template: Array, registered: Array, zooms: Sequence[float] = (1, 1, 1), columns: int = 5
+    template: Array,
+    registered: Array,
+    zooms: Sequence[float] = (1, 1, 1),
+    columns: int = REGISTRATION_COLUMNS,
 ) -> RegistrationFigure:
     """Draw a registered scan against its template.
 

@@ -297,6 +297,11 @@ def _tests(a: Account) -> Iterator[str]:
             "The volumes of ventricles and grey matter, in percent of the brain, were tested in "
             "the same way: brain age is of use where it tells more than they do [@doerfel2026]."
         )
+    if tests["term"].fillna("").str.contains(", given volumes_gap").any():
+        yield (
+            "Groups were compared once more with the gap of the model of volumes among the "
+            "covariates: brain age is of use where it tells more than volumes do [@doerfel2026]."
+        )
 
 
 def _repeats(a: Account) -> Iterator[str]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from bidsapp.reporting.group_methods import Account, group_methods
 from bidsapp.reporting.importance_figures import MapSection
 from bidsapp.reporting.methods import NOT_A_MEDICAL_DEVICE
+from bidsapp.reporting.quality_strips import Dot, strip_figure, titled
 
 MOST_ROWS = 1000
 """Rows of the table of participants in the page; the file has all."""
 MOST_NOTES = 30
+MOST_DOTS = 300
+"""Scans in a strip of quality figures."""
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -49,6 +54,8 @@ class Results:
         In the order of the steps; with ``severity`` and ``text``.
     account
         For the methods text.
+    quality
+        Quality figures of the scans, with the rows of a frame.
     """
 
     study: str
@@ -63,6 +70,7 @@ class Results:
     pairs: Mapping[str, Any]
     verdicts: Sequence[Any]
     account: Account
+    quality: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def short(self) -> dict[str, str]:
@@ -89,13 +97,14 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: what is read, and the number it is sorted by."""
+    """A cell of a table: what is read, the number it is sorted by, and whose page it leads to."""
 
     text: str
     sort: float | None = None
     flagged: bool = False
     quiet: bool = False
     wraps: bool = False
+    participant: str = ""
 
     @property
     def classes(self) -> str:
@@ -106,6 +115,14 @@ class Cell:
     def number(self) -> bool:
         """Whether it holds a number."""
         return self.sort is not None
+
+    @property
+    def content(self) -> str | dict[str, Any]:
+        """For JSON; a cell that is only read is its text."""
+        if not (self.number or self.classes or self.participant):
+            return self.text
+        return {"text": self.text, "sort": self.sort, "classes": self.classes,
+                "participant": self.participant}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,22 +141,64 @@ class Table:
         found = {place for row in self.rows for place, cell in enumerate(row) if cell.number}
         object.__setattr__(self, "numeric", frozenset(found))
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """For JSON."""
+        return vars(self) | {
+            "rows": [[cell.content for cell in row] for row in self.rows],
+            "numeric": sorted(self.numeric),
+        }
+
+
+def group_content(results: Results, version: str) -> dict[str, Any]:
+    """All that the page says, as text and numbers that JSON can hold.
+
+    `group_page` makes the page of it, now or when it is read back.
+    """
+    account = results.account
+    severe = [each for each in results.verdicts if each.severity != "note"]
+    notes = [each.text for each in results.verdicts if each.severity == "note"]
+    methods = group_methods(account, version)
+    tables = (_who, _accuracy, _corrections, _tests, _reliability, _participants)
+    return {
+        "study": results.study,
+        "scans": account.scans,
+        "participants": account.participants,
+        "warnings": sorted({each.text: each.severity for each in severe}.items(),
+                           key=_refused_first),
+        "notes": list(dict.fromkeys(notes))[:MOST_NOTES],
+        "more_notes": max(0, len(set(notes)) - MOST_NOTES),
+        "headline": list(_headline(results)),
+        "counts": account.counts,
+        "tables": {made.name: made.content for made in (make(results) for make in tables)},
+        "changes": list(_changes(results)),
+        "quality": _quality(results),
+        "methods": {"paragraphs": methods.paragraphs, "references": methods.references},
+        "version": version,
+    }  # fmt: skip
+
 
 def group_page(
-    results: Results,
+    content: Mapping[str, Any],
     figures: Mapping[str, str],
     version: str,
     maps: Sequence[MapSection] = (),
     remarks: Sequence[str] = (),
+    pages: Collection[str] = (),
 ) -> str:
     """Build the page; it needs no other file and makes no request, and all text is escaped.
 
     Parameters
     ----------
+    content
+        From `group_content`.
     figures
         SVG text by name, of those in `FIGURES`.
     maps, remarks
         Importance maps, and what else is to be said of them.
+    pages
+        The participants who have a page of their own beside this one, to which dots and names
+        lead.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bidsapp.reporting"),
@@ -148,29 +207,16 @@ def group_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    links = {participant: f"./{quote(participant)}.html" for participant in pages}
     script = environment.get_template("tables.js.j2").render()
-    account = results.account
-    severe = [each for each in results.verdicts if each.severity != "note"]
-    notes = [each.text for each in results.verdicts if each.severity == "note"]
     return environment.get_template("group.html.j2").render(
-        study=results.study,
-        account=account,
-        warnings=sorted({each.text: each.severity for each in severe}.items(), key=_refused_first),
-        notes=list(dict.fromkeys(notes))[:MOST_NOTES],
-        more_notes=max(0, len(set(notes)) - MOST_NOTES),
-        headline=list(_headline(results)),
-        counts=account.counts,
-        who=_who(results),
+        content=content,
+        tables=content["tables"],
         figures={name: _picture(svg, FIGURES[name]) for name, svg in figures.items()},
-        accuracy=_accuracy(results),
-        corrections=_corrections(results),
-        tests=_tests(results),
-        reliability=_reliability(results),
-        changes=list(_changes(results)),
-        participants=_participants(results),
+        strips=list(_strips(content["quality"], links)),
+        links=links,
         maps=maps,
         remarks=remarks,
-        methods=group_methods(account, version),
         version=version,
         not_a_medical_device=NOT_A_MEDICAL_DEVICE,
         script=script,
@@ -440,7 +486,7 @@ def _participants(results: Results) -> Table:
     for row in shown.itertuples():
         flags = str(row.quality_flags or "").replace(",", ", ").replace("_", " ")
         rows.append([
-            Cell(str(row.participant_id)),
+            Cell(str(row.participant_id), participant=str(row.participant_id)),
             *([Cell(_word(row.session_id))] if sessions else ()),
             _cell(row.age, 1),
             Cell(_word(row.sex)),
@@ -468,6 +514,51 @@ def _participants(results: Results) -> Table:
             "group_brainage.tsv has all."
         )
     return Table("participants", columns, rows, note, filters=True)
+
+
+# --- quality ---
+
+
+def _quality(results: Results) -> dict[str, Any]:
+    """Figures of the scans that the strips show: of a large study, all flagged and every n-th."""
+    frame, figures = results.frames[results.main].reset_index(drop=True), results.quality
+    frame["session_id"] = frame["session_id"].where(frame["session_id"].notna(), None)
+    flags = frame["quality_flags"].fillna("").astype(str)
+    flagged, sound = frame.index[flags != ""][:MOST_DOTS], frame.index[flags == ""]
+    step = max(1, -(-len(sound) // max(MOST_DOTS - len(flagged), 1)))
+    rows = sorted([*flagged, *sound[::step]])
+    named = [name for name in figures if figures[name].iloc[rows].notna().any()]
+    return {
+        "all": len(frame),
+        "scans": [
+            {
+                "participant": str(frame["participant_id"][row]),
+                "session": str(frame["session_id"][row] or ""),
+                "flags": [flag for flag in flags[row].split(",") if flag],
+            }
+            for row in rows
+        ],
+        "figures": {
+            name: [_sortable(value) for value in figures[name].iloc[rows]] for name in named
+        },
+    }  # fmt: skip
+
+
+def _strips(quality: Mapping[str, Any], links: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """A strip for each figure, with dots that lead to the participants' pages."""
+    for name, values in quality["figures"].items():
+        known = titled(name)
+        dots = [
+            Dot(value, f"{scan['participant']} {scan['session']}".strip(), name in scan["flags"],
+                links.get(scan["participant"], ""))
+            for scan, value in zip(quality["scans"], values) if value is not None
+        ]  # fmt: skip
+        yield {
+            "title": known.title,
+            "meaning": known.meaning,
+            "flagged": sum(dot.flagged for dot in dots),
+            "svg": Markup(strip_figure(known.title, known.unit, known.digits, dots)),
+        }
 
 
 # --- cells ---

@@ -88,10 +88,8 @@ class Shade:
         size = np.abs(values) if self.signed else values
         share = np.clip((size - self.low) / (self.high - self.low), 0, 1)
         if self.signed:
-            older = colormaps["Oranges"](0.35 + 0.6 * share)
-            found = np.where(
-                (values > 0)[..., None], older, colormaps["Blues"](0.35 + 0.6 * share)
-            )
+            # dark in the middle and of even steps (Crameri 2018); orange is at its start
+            found = np.array(colormaps["managua"](0.5 - np.sign(values) * (0.1 + 0.4 * share)))
         else:
             found = np.array(colormaps["inferno"](0.25 + 0.75 * share))
         found[..., 3] = np.where(share > 0, 0.35 + 0.6 * share, 0)

@@ -214,12 +214,21 @@ def _model_paragraphs(
     if card := cards.get("segmentation"):
         said.insert(0, _model_sentences("segmentation", card, {}, task="segmented the brain"))
     if "ensemble" in used:
-        said.append(
-            "The ensemble is the calibrated combination of these models."
-            if len(names) > 1
-            else "With one model, the ensemble equals that model."
-        )
+        said.append(_ensemble_sentence(names, cards))
     return said
+
+
+def _ensemble_sentence(names: Sequence[str], cards: Mapping[str, Mapping[str, Any]]) -> str:
+    beside = [name for name in names if not cards.get(name, {}).get("in_ensemble", True)]
+    if len(names) == 1:
+        return "With one model, the ensemble equals that model."
+    if not beside or len(beside) == len(names):
+        return "The ensemble is the calibrated combination of these models."
+    titles = " and ".join(str(cards[name].get("title") or name) for name in beside)
+    return (
+        "The ensemble is the calibrated combination of these models but for"
+        f" {titles}, which serves for comparison."
+    )
 
 
 def _model_sentences(
@@ -250,6 +259,8 @@ def _model_sentences(
 def _contract_sentence(contract: Record) -> str:
     template = str(contract.get("template") or "native space")
     said = [f"Its input is the image in {template}{_citations(template)}"]
+    if volumes := contract.get("volumes"):
+        said = [f"Its input is {len(volumes)} volumes ({', '.join(map(_spaced, volumes))})"]
     if shape := contract.get("shape"):
         said.append(f"{' x '.join(str(n) for n in shape)} voxels")
     if (freedom := contract.get("degrees_of_freedom")) is not None:

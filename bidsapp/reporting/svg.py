@@ -1,20 +1,24 @@
-"""A small SVG writer: the marks of a bar chart, with every text escaped."""
+"""A small SVG writer: the marks of a chart, with every text escaped."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from xml.etree import ElementTree
+
+Place = tuple[float, float]
 
 
 class Svg:
-    """An SVG with the few marks that a bar chart needs; ElementTree escapes every text."""
+    """An SVG with the few marks that a chart needs; ElementTree escapes every text."""
 
-    def __init__(self, width: float, height: float, title: str):
+    def __init__(self, width: float, height: float, title: str, role: str = "img"):
         self.root = ElementTree.Element(
             "svg",
             {
                 "xmlns": "http://www.w3.org/2000/svg",
                 "viewBox": f"0 0 {width:g} {height:g}",
-                "role": "img",
+                "role": role,
+                "aria-label": title,
                 "font-family": "system-ui, sans-serif",
                 "font-size": "14",
             },
@@ -32,10 +36,27 @@ class Svg:
         attributes |= {"stroke-dasharray": "4 3"} if dashed else {}
         ElementTree.SubElement(self.root, "line", attributes)
 
-    def dot(self, x: float, y: float, color: str) -> None:
-        """Draw a point with a white rim."""
-        attributes = {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "6", "fill": color}
-        ElementTree.SubElement(self.root, "circle", attributes | {"stroke": "#fff"})
+    def polyline(self, places: Iterable[Place], color: str, width: float = 1) -> None:
+        """Draw a line through places."""
+        attributes = {"points": _listed(places), "fill": "none", "stroke": color}
+        ElementTree.SubElement(self.root, "polyline", attributes | {"stroke-width": f"{width:g}"})
+
+    def area(self, places: Iterable[Place], color: str) -> None:
+        """Fill what lies between places."""
+        ElementTree.SubElement(self.root, "polygon", {"points": _listed(places), "fill": color})
+
+    def dot(
+        self, x: float, y: float, color: str, radius: float = 6, link: str = "", name: str = ""
+    ) -> None:
+        """Draw a point with a white rim; a link is out of the order of the Tab key."""
+        attributes = {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": f"{radius:g}", "fill": color}
+        above = self.root
+        if link:
+            target = {"href": link, "tabindex": "-1", "aria-label": name}
+            above = ElementTree.SubElement(above, "a", target)
+        circle = ElementTree.SubElement(above, "circle", attributes | {"stroke": "#fff"})
+        if name:
+            ElementTree.SubElement(circle, "title").text = name
 
     def text(
         self, x: float, y: float, text: str, anchor: str = "start", color: str = "#000",
@@ -52,3 +73,7 @@ class Svg:
     def written(self) -> str:
         """Return the SVG."""
         return ElementTree.tostring(self.root, encoding="unicode")
+
+
+def _listed(places: Iterable[Place]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)

@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import evaluate
@@ -95,6 +96,31 @@ def test_error_by_decade(folders: dict[str, Path], capsys: pytest.CaptureFixture
     assert rows["age"] == ["Seen, stub", "Unseen, stub", "Single, stub"]
     assert rows["20 to 29"] == ["+6.0 (1)", "+2.0 (1)", "+5.0 (1)"]
     assert rows["60 to 69"] == ["n/a", "-2.0 (2)", "n/a"]
+
+
+def test_intervals_are_of_the_others_errors(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(capsys, folders, "calibration")
+    # errors of 6, 6 and 3 years: the third lies outside of what the other two span, and they
+    # outside of what 90 % of the others span; the widths are 2.7, 2.7 and 0
+    assert rows["Seen"] == ["stub", "out of fold", "3", "0%", "0%", "0%", "0%", "1.8"]
+    assert rows["Unseen"][:3] == ["stub", "unseen", "4"]
+    assert "Single" not in rows  # too few
+
+
+def test_nobody_calibrates_the_own_interval() -> None:
+    errors = np.arange(-50.0, 51)
+    people = pd.DataFrame({
+        "dataset": "a", "participant_id": [f"sub-{n}" for n in range(101)],
+        "age": 60.0 + errors, "predicted_age": 60.0,
+    })  # fmt: skip
+    inside, width = evaluate.held(people, people, 0.8)
+    assert inside == pytest.approx(0.8, abs=0.02)
+    assert width == pytest.approx(80, abs=1)
+    lonely = people.assign(age=60.0 + np.where(errors == 50, 1000, errors))
+    _, width = evaluate.held(lonely[lonely["age"] > 1000], lonely, 1.0)
+    assert width == 99
 
 
 def test_quality_and_time(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,6 +196,8 @@ def test_the_model_of_volumes_takes_their_place(make_records: Any, write_records
     records = make_records(60, models=("wssa", "volumes"))
     tests, _ = compared(write_records(records))
     assert set(tests["model"]) == {"wssa", "volumes", "ensemble"}
+    given = tests[tests["term"].str.endswith(", given volumes_gap")]
+    assert set(given["model"]) == {"ensemble"} and given["n"].gt(0).all()
 
 
 def test_contrasts_and_phenotypes_that_were_asked_for(

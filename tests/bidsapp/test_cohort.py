@@ -175,6 +175,7 @@ def test_who_is_left_out_stays_and_is_counted(make_record: Any, write_records: A
         make_record("sub-03", age=None),
         make_record("sub-04", group="AD"),
         make_record("sub-05", predictions={}),
+        make_record("sub-06", predictions={}, quality=bad),
     ]))  # fmt: skip
     assert list(found.scans["role"]) == [
         "reference", "excluded: duplicate", "excluded: failed quality", "excluded: age unknown",
@@ -182,6 +183,7 @@ def test_who_is_left_out_stays_and_is_counted(make_record: Any, write_records: A
     ]  # fmt: skip
     assert dict(found.counts) == {
         "records with a prediction": 5, "records without a prediction": 1,
+        "failed quality, age withheld (--quality fail)": 1,
         "scans of the reference": 1, "scans of others": 1, "excluded: duplicate records": 1,
         "excluded: age unknown": 1, "excluded: failed quality": 1,
     }  # fmt: skip

@@ -18,7 +18,7 @@ from bidsapp.importance.noise import NoiseModel, NoiseUNet
 from bidsapp.preprocessing.image import Image
 from bidsapp.settings import Settings
 from bidsapp.study import Demographics, Scan
-from models.contract import InputContract, ModelCard, Uncertainty
+from models.contract import InputContract, ModelCard, Uncertainty, VolumeContract
 from models.prediction import BrainAgeModel
 from models.wssa.network import WSSA
 
@@ -52,7 +52,7 @@ def settings(tmp_path: Path) -> Settings:
     about = {"model": "wssa", "weights_sha256": "ab" * 32, "scans": 50,
              "options": {"channels": [8, 8]}}  # fmt: skip
     torch.manual_seed(1)
-    network = NoiseUNet((8, 8)).eval()
+    network = NoiseUNet((8, 8), SHAPE).eval()
     nn.init.normal_(network.head.weight)
     (tmp_path / "n.safetensors").write_bytes(NoiseModel(network, about).to_bytes())
     return Settings(
@@ -119,6 +119,32 @@ def test_without_an_atlas_maps_are_made_but_no_tables(
 def test_noise_without_a_noise_model_is_left_out(settings: Settings, model: BrainAgeModel) -> None:
     other = replace(settings, noise_model=(), importance=("noise",))
     assert explain.wanted(SCAN, "key", {"wssa": model}, other, derivatives(other)) == {}
+
+
+def test_a_model_of_volumes_is_left_out_and_it_is_said(
+    settings: Settings, model: BrainAgeModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    explain._say_once.cache_clear()
+    card = replace(model.card, name="volumes", contract=VolumeContract(("brain",), (20, 80)))
+    volumes = {"volumes": replace(model, card=card)}
+    assert explain.wanted(SCAN, "key", volumes, settings, derivatives(settings)) == {}
+    assert caplog.messages == [explain.NO_IMAGE.format("volumes")]
+
+
+def test_a_shipped_noise_model_of_other_weights_is_left_out_and_named(
+    settings: Settings, model: BrainAgeModel, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    explain._say_once.cache_clear()
+    (tmp_path / "wssa").mkdir()
+    (tmp_path / "n.safetensors").rename(tmp_path / "wssa" / explain.NOISE_WEIGHTS)
+    monkeypatch.setattr(explain.registry, "FOLDER", tmp_path)
+    ours = replace(settings, noise_model=(), importance=("noise",))
+    assert explain.wanted(SCAN, "key", {"wssa": model}, ours, derivatives(ours))
+    explain.noise_model.cache_clear()
+    other = replace(model, card=replace(model.card, weights_sha256="cd" * 32))
+    assert explain.wanted(SCAN, "key", {"wssa": other}, ours, derivatives(ours)) == {}
+    assert "comes with wssa belongs to other weights than those in use" in caplog.text
 
 
 def test_a_map_of_another_grid_comes_back_to_its_place() -> None:

@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 import models
-from bidsapp import explain, explain_group
+from bidsapp import explain, explain_group, noise_models
 from bidsapp.derivatives import Derivatives
 from bidsapp.importance import noise as noise_method
 from bidsapp.importance.noise import NoiseModel
 from bidsapp.settings import Settings
 from bidsapp.study import Demographics, Scan
 from models.contract import InputContract, ModelCard, Output, Uncertainty
+from models.intensity import TISSUES
 from models.prediction import BrainAgeModel
 
 SHAPE = (24, 28, 24)
@@ -68,7 +69,7 @@ def scan(number: int) -> Scan:
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
     """Function (number, **settings) that writes what the participant level leaves."""
     monkeypatch.setattr(models, "embedded", lambda: ["front"])
-    monkeypatch.setattr(models, "load", lambda name, device, path: the_model())
+    monkeypatch.setattr(models, "load", lambda name, device, path=None: the_model())
     monkeypatch.setattr(noise_method, "Options", lambda **chosen: replace(OPTIONS, **chosen))
     explain.atlas_of.cache_clear()
     explain.noise_model.cache_clear()
@@ -88,6 +89,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sett
             image[FRONT] += (age - 35) / 2.5
             out.write_image(out.preproc(scan(person)), image, AFFINE, {}, np.float32)
             out.write_image(out.template_mask(scan(person)), mask, AFFINE, {}, np.uint8)
+            for tissue in TISSUES:
+                grey = mask * float(tissue == "GM")
+                out.write_image(out.tissue(scan(person), tissue), grey, AFFINE, {}, np.float32)
             record = {
                 "participant_id": scan(person).participant_id, "session_id": None, "age": age,
                 "source": scan(person).source, "sex": "F", "quality": {"passed": True},
@@ -173,7 +177,7 @@ def test_few_scans_need_a_noise_model_of_others(
     settings = study(3)
     out, remarks = run(settings)
     assert remarks == ["No noise map of front: 3 scans are too few to fit a noise model to, and "
-                       "none comes with the model."]  # fmt: skip
+                       "none of these weights is at hand."]  # fmt: skip
     assert not out.group_importance("front", "noise").exists()
     assert not out.group("regions.tsv").exists()
     file = tmp_path / "noise.safetensors"
@@ -191,8 +195,23 @@ def test_few_scans_need_a_noise_model_of_others(
         run(given)
 
 
+def test_noise_models_that_come_with_models(
+    study: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = study(6)
+    (tmp_path / "models" / "front").mkdir(parents=True)
+    monkeypatch.setattr(noise_models.registry, "FOLDER", tmp_path / "models")
+    monkeypatch.setattr(models, "card", lambda name: the_model().card)
+    noise_models.main([str(settings.output_dir), "--models", "front", "--scans", "5"])
+    file = tmp_path / "models" / "front" / explain.NOISE_WEIGHTS
+    about = NoiseModel.from_bytes(file.read_bytes()).about
+    assert (about["model"], about["weights_sha256"], about["scans"]) == ("front", "ab" * 32, 5)
+    out, remarks = run(settings)  # too few to fit one to, so that this one is used
+    assert remarks == [] and out.read_sidecar(out.group_importance("front", "noise"))["Scans"] == 6
+
+
 def a_noise_model(weights: str) -> bytes:
-    network = noise_method.NoiseUNet((8, 8)).eval()
+    network = noise_method.NoiseUNet((8, 8), SHAPE).eval()
     about = {
         "model": "front", "weights_sha256": weights, "scans": 50, "weight": 1.0,
         "moved_years": 1.0, "tolerance_years": 1.0, "options": {"channels": [8, 8]},
@@ -244,10 +263,10 @@ def test_checks_of_the_maps(study: Callable[..., Settings]) -> None:
 def test_a_limit_on_scans_spreads_over_ages() -> None:
     sources = [explain_group.Source(scan(n), age, None, {}, {}, "")
                for n, age in enumerate([50.0, 20, 80, 35, 65, None])]  # fmt: skip
-    assert [s.age for s in explain_group._spread(sources, 3)] == [20, 65, None] or len(
-        explain_group._spread(sources, 3)
+    assert [s.age for s in explain_group.spread(sources, 3)] == [20, 65, None] or len(
+        explain_group.spread(sources, 3)
     ) == 3
-    assert explain_group._spread(sources, 9) == sources
+    assert explain_group.spread(sources, 9) == sources
 
 
 def test_a_model_with_another_grid_sees_the_same_brain() -> None:
@@ -258,9 +277,12 @@ def test_a_model_with_another_grid_sees_the_same_brain() -> None:
     image[8:16, 10:20, 6:14] = 5
     mask = image > 0
     to_model = np.linalg.inv(np.array(contract.affine)) @ AFFINE
-    coarse, inside = explain_group._as_contract(image, mask, to_model, contract)
+    shares = np.stack([mask, 0 * mask, 0 * mask]).astype(np.float32)
+    coarse, inside, grey = explain_group._as_contract(image, mask, shares, to_model, contract)
     assert coarse.shape == inside.shape == (12, 14, 12)
     mm = np.argwhere(inside).mean(0) @ np.array(contract.affine)[:3, :3]
     mm += np.array(contract.affine)[:3, 3]
     np.testing.assert_allclose(mm, np.array([11.5, 14.5, 9.5]) * 7 + AFFINE[:3, 3], atol=1)
     assert coarse[inside].mean() == pytest.approx(5, rel=0.15)
+    assert grey.shape == (3, 12, 14, 12) and grey[0][inside].mean() == pytest.approx(1, rel=0.15)
+    assert not grey[1:].any()

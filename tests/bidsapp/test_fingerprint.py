@@ -71,6 +71,7 @@ def test_what_images_depend_on(changes: dict[str, Any]) -> None:
         {"scan": {"demographics": Demographics(30.0, None, None, None)}},
         {"scan": {"demographics": Demographics(30.0, "F", "north", None)}},
         {"scan": {"source": "bids:raw:elsewhere"}},
+        {"settings": {"quality": "fail"}},
     ],
     ids=str,
 )

@@ -184,10 +184,40 @@ def test_all_files_are_written_and_a_second_run_repeats_them(rich: Settings) -> 
     assert first.keys() == (
         {f"group_{name}.{kind}" for name in tables for kind in ("tsv", "json")}
         | {f"group_{name}.svg" for name in figures}
-        | {"group.html", "group_bias_correction.json"}
+        | {"group.html", "group_bias_correction.json", "group_report.json"}
     )
     assert group.run(rich) == 0
     assert content(rich) == first
+
+
+def test_the_page_alone_is_written_again(rich: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    group.run(rich)
+    first = content(rich)
+    (rich.output_dir / "sub-003.html").write_text("a page")
+    (rich.output_dir / "group.html").unlink()
+    monkeypatch.setattr(group, "collect", lambda *_: pytest.fail("the records were analysed"))
+    assert group.run(replace(rich, reports_only=True)) == 0
+    again = content(rich)
+    page = again.pop("group.html").decode()
+    links = re.findall(r'href="(./[^"]+)"', page)
+    assert set(links) == {"./sub-003.html"} and len(links) > 2  # in the table and in strips
+    plain = re.sub(r'<a href="./[^>]*>(.*?)</a>', r"\1", page)
+    before = first.pop("group.html").decode()
+    assert again == first
+    assert plain == before.replace(
+        "Each dot is a scan;", "Each dot is a scan and leads to the page of its participant;"
+    )
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"study": 1}'])
+def test_without_its_content_the_page_cannot_be_written_again(
+    settings: Settings, damage: str
+) -> None:
+    settings.output_dir.mkdir(exist_ok=True)
+    if damage:
+        (settings.output_dir / "group_report.json").write_text(damage)
+    with pytest.raises(UserError, match=r"group_report.json .* without --reports-only"):
+        group.run(replace(settings, reports_only=True))
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -27,11 +27,12 @@ from bidsapp.execution import Outcome
 from bidsapp.participant import GRID_AFFINE, GRID_SHAPE, Native, Prepared, Toolbox
 from bidsapp.preprocessing import bias_field, registration, segmentation
 from bidsapp.preprocessing.image import Image, T1w
+from bidsapp.preprocessing.quality import LIMITS
 from bidsapp.preprocessing.segmentation import Segmentation
 from bidsapp.preprocessing.templates import Template
 from bidsapp.settings import Settings
 from bidsapp.study import Scan
-from models.contract import InputContract, ModelCard, Output, Uncertainty
+from models.contract import InputContract, ModelCard, Output, Uncertainty, VolumeContract
 from models.prediction import BrainAgeModel
 from models.segmentation import labels
 
@@ -94,9 +95,11 @@ def prepared(t1w: T1w) -> Prepared:
         {"step": "intensity", "levels": {"cortex": 300.0, "white_matter": 500.0}},
     ]
     native = Native(t1w, t1w.image, t1w.image, found, np.diag([1.1, 1, 1, 1]))
-    quality = {"passed": True, "flags": [], "cnr": 2.5}
+    quality = dict.fromkeys(LIMITS) | {"cnr": 2.5}
     levels = steps[-1]["levels"]
-    return Prepared(brain, inside, levels, {"brain": 1.0, "csf": None}, quality, steps, {}, native)
+    shares = np.stack([inside, 0 * inside, 0 * inside]).astype(np.float32)
+    volumes = {"brain": 1.0, "csf": None}
+    return Prepared(brain, inside, shares, levels, volumes, quality, steps, {}, native)
 
 
 class Bench:
@@ -188,7 +191,9 @@ def test_images_with_sidecars_and_the_record(complete: Bench) -> None:
           for a, b in (("T1w", TEMPLATE), (TEMPLATE, "T1w")) for end in (".txt", ".json")),
         *(f"{STEM}/anat/{name}{end}"
           for name in (f"{STEM}_desc-brain_mask", f"{STEM}_dseg", f"{space}_desc-preproc_T1w",
-                       f"{space}_desc-brain_mask") for end in (".nii.gz", ".json")),
+                       f"{space}_desc-brain_mask", f"{space}_label-GM_probseg",
+                       f"{space}_label-WM_probseg", f"{space}_label-CSF_probseg")
+          for end in (".nii.gz", ".json")),
     }  # fmt: skip
     assert set(complete.files()) == expected
     mask = nib.load(complete.images["mask"])
@@ -259,6 +264,39 @@ def test_unknown_age_and_sex(bench: Bench) -> None:
     assert sexed["predicted_age"] == pytest.approx(plain["predicted_age"] + 2, abs=1e-3)
 
 
+class Tenth(nn.Module):
+    """A tenth of the only volume."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, volumes: torch.Tensor) -> torch.Tensor:
+        return self.factor * volumes[:, 0, 0]
+
+
+def of_volumes(**changes: Any) -> BrainAgeModel:
+    contract = VolumeContract(("brain",), (20, 80))
+    card = dataclasses.replace(CARD, name="volumes", contract=contract, **changes)
+    return BrainAgeModel(card, [Tenth().eval()])
+
+
+def test_a_model_of_volumes_predicts_and_votes_only_if_its_card_says_so(bench: Bench) -> None:
+    bench.models["volumes"] = of_volumes(in_ensemble=False)
+    bench.process()
+    first, volumes, both = (
+        bench.record["predictions"][name]["predicted_age"]
+        for name in ("first", "volumes", "ensemble")
+    )
+    assert volumes == pytest.approx(20 + 100 * 0.1 * bench.record["volumes_ml"]["brain"])
+    assert both == first != volumes
+    bench.models["volumes"] = of_volumes()
+    bench.process()
+    assert bench.preprocessed == 1  # it needs no image
+    together = bench.record["predictions"]["ensemble"]["predicted_age"]
+    assert together == pytest.approx((first + volumes) / 2)
+
+
 # --- what is kept ---
 
 
@@ -317,14 +355,78 @@ def test_other_models_need_only_predictions(models: dict[str, Any], complete: Be
     assert changed == {f"{STEM}/anat/{STEM}_brainage.json"}
     new = complete.record
     assert new["predictions"] != old["predictions"]
-    for key in ("quality", "volumes_ml", "steps", "source"):
+    for key in ("volumes_ml", "steps", "source"):
         assert new[key] == old[key]
+    assert new["quality"]["cnr"] == old["quality"]["cnr"]
     # and the same as from the beginning
     complete.out.record(complete.scan).unlink()
     complete.process()
     assert complete.preprocessed == 2
     assert complete.record["predictions"] == new["predictions"]
     assert complete.process() == "skipped"
+
+
+# --- what becomes of a scan of doubtful quality ---
+
+
+@pytest.fixture
+def doubtful(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A bench whose scan has a figure out of its limits."""
+    monkeypatch.setitem(LIMITS, "cnr", (3, np.inf))
+    return bench
+
+
+def test_a_flag_is_a_warning_by_default(doubtful: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    assert doubtful.process() == "done"
+    assert (doubtful.record["quality"]["passed"], doubtful.record["quality"]["flags"]) == (
+        False, ["cnr"],
+    )  # fmt: skip
+    assert doubtful.record["predictions"]["ensemble"]["predicted_age"] > 0
+    assert f"{doubtful.path} is of doubtful quality: cnr 2.5 (at least 3)" in caplog.text
+    assert doubtful.process() == "skipped"
+
+
+def test_a_flag_can_be_a_failure_and_leaves_no_age(doubtful: Bench) -> None:
+    for _ in range(2):  # in a rerun as well
+        with pytest.raises(ScanError, match=r"doubtful quality: cnr 2\.5 .*--quality warn"):
+            doubtful.process(quality="fail")
+    assert doubtful.preprocessed == 1 and doubtful.record["predictions"] == {}
+    assert doubtful.record["quality"]["passed"] is False
+    assert doubtful.process(quality="warn") == "done"  # from the images that are there
+    assert doubtful.preprocessed == 1 and doubtful.record["predictions"].keys() == {
+        "first", "ensemble",
+    }  # fmt: skip
+
+
+def test_a_sound_scan_does_not_fail(bench: Bench) -> None:
+    assert bench.process(quality="fail") == "done"
+    assert bench.record["quality"]["passed"] is True and bench.record["predictions"]
+
+
+def test_quality_can_be_measured_and_not_judged(doubtful: Bench) -> None:
+    assert doubtful.process(quality="off") == "done"
+    found = doubtful.record["quality"]
+    assert (found["passed"], found["flags"], found["cnr"]) == (None, [], 2.5)
+    assert doubtful.record["predictions"]
+
+
+def test_figures_of_the_prediction_are_judged_too(bench: Bench) -> None:
+    bench.models = {"first": model(), "second": model("second", contract_ages=(70, 80))}
+    bench.process()
+    found, ages = bench.record["quality"], bench.record["predictions"]
+    assert found["model_disagreement_years"] is None  # the second is not asked
+    low, high = CARD.contract.ages
+    age = ages["ensemble"]["predicted_age"]
+    assert found["years_within_trained_ages"] == pytest.approx(min(age - low, high - age))
+
+
+def test_a_record_without_a_figure_that_is_judged_is_made_again(complete: Bench) -> None:
+    record = complete.record
+    del record["quality"]["noise"]
+    complete.out.write_json(complete.out.record(complete.scan), record)
+    complete.models = {}
+    assert complete.process() == "done"
+    assert complete.preprocessed == 2 and "noise" in complete.record["quality"]
 
 
 def test_another_age_needs_only_predictions(complete: Bench) -> None:
@@ -337,7 +439,8 @@ def test_another_age_needs_only_predictions(complete: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mask", "dseg", "forward", "inverse", "preproc", "template_mask"]
+    "name",
+    ["mask", "dseg", "forward", "inverse", "preproc", "template_mask", "GM", "WM", "CSF"],
 )
 def test_a_missing_image_is_made_again(name: str, complete: Bench) -> None:
     content = complete.images[name].read_bytes()
@@ -497,7 +600,7 @@ def test_the_image_of_another_grid_lies_where_the_scan_lies(
 ) -> None:
     monkeypatch.setattr(registration, "register", lambda *_: (np.eye(4), {}))
     shape, affine = OTHER_GRID
-    contract = model(contract_shape=shape, contract_affine=affine).card.contract
+    card = model(contract_shape=shape, contract_affine=affine).card
     data = np.zeros((80, 80, 80), np.float32)
     data[50:60, 20:30, 40:50] = 250
     image = Image(data, np.array([[2.0, 0, 0, -80], [0, 2, 0, -80], [0, 0, 2, -80], [0, 0, 0, 1]]))
@@ -506,7 +609,7 @@ def test_the_image_of_another_grid_lies_where_the_scan_lies(
     found = prepared(T1w(image, data.shape, image.affine, 1, "", ()))
     segmented = dataclasses.replace(found.native.segmentation, mask=mask)
     found.native = dataclasses.replace(found.native, segmentation=segmented)
-    seen = participant.model_image(found, contract, bench._toolbox(bench.settings))
+    seen = participant.model_input(found, card, bench._toolbox(bench.settings))
     assert seen.shape == shape and seen.min() == 0
     (x, y, z) = (np.array(affine) @ [*np.unravel_index(seen.argmax(), shape), 1])[:3]
     np.testing.assert_allclose((x, y), (29, -31), atol=8)
@@ -532,7 +635,8 @@ def test_the_steps_in_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     def segment(image: Image, _network: Any, strip: str) -> tuple:
         calls.append(("segment", strip))
         return Segmentation(image, box, found, box, found, {"brain": 1.0}), {
-            "step": "segmentation"
+            "step": "segmentation",
+            "already_stripped": True,
         }
 
     def correct(image: Image, _found: Any) -> tuple:
@@ -540,7 +644,7 @@ def test_the_steps_in_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return (
             image.with_data(image.data * 2),
             image.with_data(image.data * 2),
-            {"step": "bias_field"},
+            {"step": "bias_field", "field_range": [0.8, 1.2]},
         )
 
     def register(brain: Image, _template: Any, degrees: int, seed: int, *_more: Any) -> tuple:
@@ -696,6 +800,9 @@ def test_reports_only_processes_nothing(
     scan = Scan(Path("x"), "bids:raw:sub-01/anat/sub-01_T1w.nii.gz", "sub-01", None, "sub-01",
                 Demographics())  # fmt: skip
     out.write_json(out.record(scan), {"participant_id": "sub-01", "source": scan.source})
+    arguments["bids_dir"] = arguments["bids_dir"] / "moved away"
     assert run(arguments, reports_only=True) == 0
     assert (arguments["output_dir"] / "sub-01.html").exists()
     assert not (arguments["output_dir"] / "sub-02.html").exists()
+    with pytest.raises(NothingToDo, match=r"no record \(\*_brainage.json\) of these"):
+        run(arguments, reports_only=True, participant_label=("02",))

@@ -58,6 +58,10 @@ def write(out: Derivatives, scan: Scan, age: float = 41.5) -> None:
     out.write_bytes(out.figure(scan.participant_id, scan.stem, "segmentation"), picture)
 
 
+def ids(*scans: Scan) -> list[str]:
+    return [scan.participant_id for scan in scans]
+
+
 def embedded(scan: Scan) -> str:
     """Of a picture, as far as one page can be told from another by it."""
     return base64.b64encode(PNG + scan.stem.encode()).decode()
@@ -70,7 +74,7 @@ def page(out: Derivatives, participant: str = "sub-01") -> str:
 def test_one_page_per_participant_with_all_sessions_and_their_pictures(out: Derivatives) -> None:
     for scan, age in ((FIRST, 41.5), (SECOND, 43.5), (OTHER, 61.5)):
         write(out, scan, age)
-    report.write_participants((FIRST, SECOND, OTHER), out, ())
+    report.write_participants(ids(FIRST, SECOND, OTHER), out)
     assert sorted(path.name for path in out.root.glob("*.html")) == ["sub-01.html", "sub-10.html"]
     assert "41.5" in page(out) and "43.5" in page(out) and "61.5" not in page(out)
     assert embedded(FIRST) in page(out) and embedded(SECOND) in page(out)
@@ -82,20 +86,20 @@ def test_one_page_per_participant_with_all_sessions_and_their_pictures(out: Deri
 def test_sessions_that_a_run_is_not_about_stay_in_the_page(out: Derivatives) -> None:
     write(out, FIRST, 41.5)
     write(out, SECOND, 43.5)
-    report.write_participants((FIRST,), out, ())
+    report.write_participants(ids(FIRST), out)
     assert "43.5" in page(out) and embedded(SECOND) in page(out)
 
 
 def test_a_participant_without_a_record_gets_no_page(out: Derivatives) -> None:
     write(out, FIRST)
-    report.write_participants((FIRST, OTHER), out, ())
+    report.write_participants(ids(FIRST, OTHER), out)
     assert not out.report("sub-10").exists()
-    report.write_participants((OTHER,), out, ())
+    report.write_participants(ids(OTHER), out)
     assert not out.report("sub-10").exists()
 
 
 def test_nothing_at_all_is_no_fault(out: Derivatives) -> None:
-    report.write_participants((OTHER,), out, ())
+    report.write_participants(ids(OTHER), out)
     assert not out.root.exists()
 
 
@@ -106,7 +110,7 @@ def test_a_damaged_record_does_not_stop_the_others(
         write(out, scan, age)
     out.record(FIRST).write_text("{")
     with caplog.at_level(logging.WARNING):
-        report.write_participants((FIRST, SECOND, OTHER), out, ())
+        report.write_participants(ids(FIRST, SECOND, OTHER), out)
     assert "43.5" in page(out) and "41.5" not in page(out)
     assert str(out.record(FIRST)) in caplog.text
     assert out.report("sub-10").exists()
@@ -115,13 +119,13 @@ def test_a_damaged_record_does_not_stop_the_others(
 def test_pictures_that_are_missing_are_left_out(out: Derivatives) -> None:
     write(out, FIRST)
     out.figure("sub-01", FIRST.stem, "segmentation").unlink()
-    report.write_participants((FIRST,), out, ())
+    report.write_participants(ids(FIRST), out)
     assert "41.5" in page(out) and "image/png" not in page(out)
 
 
 def test_the_cards_of_the_models_that_ran_are_described(out: Derivatives) -> None:
     write(out, FIRST)
-    report.write_participants((FIRST,), out, ("sfcn", "of-my-own"))
+    report.write_participants(ids(FIRST), out)
     assert out.report("sub-01").exists()
 
 
@@ -142,5 +146,5 @@ def test_pictures_of_a_scan(out: Derivatives) -> None:
     for name, content in pictures.items():
         assert (out.figures("sub-10") / name).read_bytes() == content
     out.write_json(out.record(OTHER), record_of(OTHER))
-    report.write_participants((OTHER,), out, ())
+    report.write_participants(ids(OTHER), out)
     assert page(out, "sub-10").count("data:image/png;base64,") == len(report.FIGURES)

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 from bidsapp.settings import Settings
+from models.intensity import TISSUES
 from models.registry import embedded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -220,7 +221,8 @@ def outputs_of(stem: str) -> set[str]:
     """The files of a scan, as the contract lists them."""
     space = f"{stem}_space-{TEMPLATE}_res-2"
     images = [f"{stem}_desc-brain_mask", f"{stem}_dseg", f"{space}_desc-preproc_T1w",
-              f"{space}_desc-brain_mask"]  # fmt: skip
+              f"{space}_desc-brain_mask",
+              *(f"{space}_label-{tissue}_probseg" for tissue in TISSUES)]  # fmt: skip
     ways = [
         f"{stem}_from-{a}_mode-image_xfm" for a in (f"T1w_to-{TEMPLATE}", f"{TEMPLATE}_to-T1w")
     ]

@@ -51,6 +51,20 @@ def test_a_map_on_the_grid_of_the_slices(model: BrainAgeModel) -> None:
     assert attention(model, a_brain(None)).shape == SHAPE
 
 
+def test_a_map_on_the_grid_of_an_image_that_is_interpolated_to_slices(
+    model: BrainAgeModel,
+) -> None:
+    shape = (23, 30, 27)
+    this = replace(model.card.contract, shape=shape)
+    model = replace(model, card=replace(model.card, contract=this))
+    mask = np.ones(shape, bool)
+    mask[:, :, -1] = False
+    image = np.random.default_rng(1).random(shape, np.float32)
+    values = attention(model, Brain(image * mask, mask, "M"))
+    assert values.shape == shape and not values[:, :, -1].any()
+    assert values[mask].std() > 0 and values.min() >= 0 and values.max() <= 1
+
+
 def test_the_attention_is_that_of_the_network(model: BrainAgeModel) -> None:
     """Recomputed from queries and keys, it mixes the values into what the network's layer says."""
     network = model.networks[0]

@@ -32,9 +32,10 @@ def brain_with_a_spark(place: tuple[int, int, int]) -> Brain:
     [
         lambda: WSSA((4, 4, 4, 4, 4), (4, 4), attention_after_pooling=True),
         lambda: WSSA((4, 4, 4, 4, 4), (4, 4), attention_after_pooling=False),
+        lambda: WSSA((4, 4, 4, 4), (4, 4), attention_after_pooling=True, normalise=True, coarse=True),
         lambda: CompactCNN(SHAPE, (4, 4, 4)),
     ],
-    ids=["wssa pooled", "wssa", "compact"],
+    ids=["wssa pooled", "wssa", "wssa coarse", "compact"],
 )
 def test_maps_of_the_layers_lie_on_the_image(make: Callable[[], Any]) -> None:
     """The difference that a bright voxel makes is centred on it, at every layer."""

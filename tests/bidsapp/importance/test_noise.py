@@ -107,10 +107,21 @@ def test_one_scan_is_too_few(planted: BrainAgeModel, make_brains: MakeBrains) ->
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (19, 22, 17)])
 def test_the_network_takes_every_grid(shape: tuple[int, ...]) -> None:
-    network = NoiseUNet((8, 8, 8))
+    network = NoiseUNet((8, 8, 8), shape)
     borne = network(torch.randn(2, 1, *shape))
     assert borne.shape == (2, 1, *shape)
     assert torch.allclose(borne, torch.full_like(borne, 0.5))  # where it starts
+
+
+def test_the_size_of_a_batch_does_not_change_maps() -> None:
+    shape = (20, 22, 18)
+    network = NoiseUNet((8, 8), shape).eval()
+    torch.nn.init.normal_(network.head.weight)
+    torch.nn.init.normal_(network.field, std=0.1)
+    brains = torch.randn(3, 1, *shape)
+    one_by_one = torch.cat([network(brain[None]) for brain in brains])
+    assert one_by_one.std() > 0.1
+    torch.testing.assert_close(network(brains), one_by_one, atol=1e-5, rtol=0)
 
 
 def test_blocks_keep_their_place() -> None:

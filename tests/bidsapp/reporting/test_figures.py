@@ -130,6 +130,17 @@ def test_the_brain_mask_is_outlined_where_it_is_given(t1w, brain):
     assert widths[0] / widths[1] == pytest.approx((20 / 40) / (32 / 48), rel=0.1)
 
 
+def test_the_outline_alone_follows_the_mask_and_leaves_the_scan(t1w, brain):
+    picture = pixels(figures.brain_mosaic(t1w, brain == 2, ZOOMS, columns=3))
+    yellow = of_hue(picture, figures.BRAIN_EDGE)
+    width = np.ptp(np.nonzero(panel(yellow, 1, 1, 3))[1]) / (picture.shape[1] / 3)
+    assert width == pytest.approx(20 / 40, rel=0.1)  # voxels of the mask in those of a panel
+    coloured = np.ptp(picture, axis=-1) > 24
+    assert (coloured & ~yellow).mean() < 0.01
+    none = pixels(figures.brain_mosaic(t1w, brain == 3, ZOOMS, columns=3))
+    assert not of_hue(none, figures.BRAIN_EDGE).any() and none.any()
+
+
 def test_without_labels_the_scan_is_shown_alone(t1w):
     picture = pixels(mosaic_of(t1w, np.zeros(t1w.shape, int)))
     assert np.ptp(picture, axis=-1).max() < 16 and picture.max() > 200

@@ -16,7 +16,7 @@ import pytest
 
 from bidsapp.reporting import group_page as page_module
 from bidsapp.reporting.group_methods import Account
-from bidsapp.reporting.group_page import Results, forest_rows, group_page
+from bidsapp.reporting.group_page import Results, forest_rows, group_content, group_page
 
 EVIL = "<script>alert(1)</script>"
 CORRECTION: dict[str, Any] = {
@@ -138,7 +138,7 @@ class _Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return group_page(RESULTS, FIGURES, "9.9")
+    return group_page(group_content(RESULTS, "9.9"), FIGURES, "9.9")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_warnings_come_first_and_once(text: str) -> None:
     assert text.index("Notes (1)") > warning
     assert "No warning was raised" not in text
     calm = replace(RESULTS, verdicts=[])
-    assert "No warning was raised" in group_page(calm, {}, "9.9")
+    assert "No warning was raised" in group_page(group_content(calm, "9.9"), {}, "9.9")
 
 
 def test_headline_figures(text: str) -> None:
@@ -214,7 +214,7 @@ def test_participants_are_all_there_and_marked(text: str, page: _Page) -> None:
 
 def test_a_long_table_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "MOST_ROWS", 2)
-    text = group_page(RESULTS, {}, "9.9")
+    text = group_page(group_content(RESULTS, "9.9"), {}, "9.9")
     rows = _Page(text).tables["participants"][1:]
     assert [row[0] for row in rows] == ["sub-00", "sub-05"]  # the largest gaps
     assert "Shown are the 2 of 6 scans with the largest gaps" in text
@@ -224,7 +224,7 @@ def test_figures_have_their_size_and_words(text: str) -> None:
     assert 'style="width: 155px"' in text
     assert text.count("<figure>") == 2
     assert "<h2>Intervals</h2>" in text
-    assert "<h2>Intervals</h2>" not in group_page(RESULTS, {}, "9.9")
+    assert "<h2>Intervals</h2>" not in group_page(group_content(RESULTS, "9.9"), {}, "9.9")
 
 
 def test_nothing_but_scans_is_a_page_too() -> None:
@@ -234,7 +234,7 @@ def test_nothing_but_scans_is_a_page_too() -> None:
         frames={"wssa": scans().assign(tested=False, group=None)},
         account=replace(RESULTS.account, tests=nothing, corrections={"wssa": None}),
     )  # fmt: skip
-    text = group_page(bare, {}, "9.9")
+    text = group_page(group_content(bare, "9.9"), {}, "9.9")
     for words in ("Too few people", "Not corrected.", "nothing to compare"):
         assert words in text, words
 

@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from bidsapp.reporting import reference
 from bidsapp.reporting.participant_page import participant_page
 
 PNG = (b"\x89PNG", "image/png", "")
-FIGURES = dict.fromkeys(("segmentation", "registration", "registered", "template"), PNG)
+FIGURES = dict.fromkeys(("mask", "segmentation", "registration", "registered", "template"), PNG)
 VOID = {"meta", "img", "input", "br", "link", "hr"}
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -146,6 +147,11 @@ def test_quality_flags_come_first_and_in_plain_words():
     assert "(flagged)" in words
 
 
+def test_figures_stand_beside_their_limits():
+    html = participant_page("sub-01", [record()], {}, CARDS, "1", limits={"mask_overlap": "at 7"})
+    assert "Overlap with the template's brain 0.961 at 7 Dice" in Elements(html).words
+
+
 @pytest.mark.parametrize(
     ("passed", "words"),
     [(True, "No quality flag was raised"), (False, "Quality flags were raised"),
@@ -157,10 +163,87 @@ def test_verdict_on_quality(passed, words):
 
 def test_age_interval_and_gap_at_the_top():
     words = Elements(page()).words
-    assert "90 % interval 35.2 to 47.2" in words and "38.8 years" in words
-    assert "+2.4 years: the prediction is above the age, which lies inside the interval." in words
+    glance = words[: words.index("Among reference people")]
+    assert "Predicted age 41.2 years 90 % interval 35.2 to 47.2" in glance
+    assert "Age at the scan 38.8 years" in glance and "Quality passed" in glance
+    gap = "+2.4 years The prediction is above the age, which lies inside the interval."
+    assert f"Brain-age gap {gap}" in glance
     outside = record(age=20.0, predictions={"wssa": prediction(brain_age_gap=21.2)})
     assert "which lies outside the interval" in Elements(page(outside)).words
+
+
+def among_reference(**changes):
+    """A record of the models in use, with the volumes that have curves."""
+    weights = reference.load().weights
+    predictions = {name: prediction(weights_sha256=sha) for name, sha in weights.items()}
+    volumes = {
+        "brain": 1200.0, "csf": 200.0, "cortex": 530.0,
+        "left_lateral_ventricle": 7.0, "right_lateral_ventricle": 7.0,
+        "left_hippocampus": 4.0, "right_hippocampus": 4.0,
+    }  # fmt: skip
+    return record(
+        predictions=predictions | {"ensemble": prediction()}, volumes_ml=volumes
+    ) | changes  # fmt: skip
+
+
+def test_the_person_among_reference_people():
+    elements = Elements(page(among_reference()))
+    panels = [i["alt"] for i in elements.all("img") if " by age. " in i["alt"]]
+    assert [alt.split(" (")[0] for alt in panels] == [
+        "Predicted age", "Lateral ventricles", "Cortex", "Hippocampus"
+    ]  # fmt: skip
+    assert "37.9 %, percentile" in elements.words and "41.2 years, percentile" in elements.words
+    assert "No clinical norm." in elements.words and "141 people" in elements.words
+
+
+def test_reference_people_are_those_of_the_models_and_of_the_age():
+    other = among_reference(predictions={"wssa": prediction(weights_sha256="0" * 64)})
+    assert "41.2 years, percentile" not in Elements(page(other)).words
+    old = Elements(page(among_reference(age=97.0))).words
+    assert "no reference people of this age" in old
+    stripped = among_reference()
+    stripped["volumes_ml"]["csf"] = None
+    assert "44.2 %, percentile" in Elements(page(stripped)).words
+    huge = among_reference()
+    huge["volumes_ml"] |= {"left_lateral_ventricle": 90.0}
+    assert "at or above percentile 95 of this age" in Elements(page(huge)).words
+
+
+def test_a_model_without_a_vote_does_not_hide_the_curves():
+    beside = among_reference()
+    beside["predictions"]["volumes"] = prediction(weights_sha256="1" * 64)
+    cards = CARDS | {"volumes": {"title": "Volumes", "in_ensemble": False}}
+    assert "41.2 years, percentile" in Elements(page(beside, cards=cards)).words
+    assert "41.2 years, percentile" not in Elements(page(beside)).words
+
+
+def test_several_scans_are_shown_over_time():
+    later = among_reference(session_id="ses-2", age=43.0)
+    later["source"] = "bids:raw:sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz"
+    elements = Elements(page(among_reference(), later))
+    alts = [image["alt"] for image in elements.all("img")]
+    assert sum(alt.startswith("Predicted age of each scan: Session 1 41.2") for alt in alts) == 1
+    assert sum(" by age. " in alt for alt in alts) == 4, "one lifespan picture for all scans"
+    assert "Session 1: 41.2 years, percentile" in elements.words
+    assert elements.words.count("Among reference people") == 1
+    unknown = among_reference(age=None)
+    assert "number of the scan" in images(page(unknown, unknown | {"session_id": "ses-2"}))
+
+
+def images(html):
+    found = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
+    return " ".join(base64.b64decode(image).decode() for image in found)
+
+
+def test_what_to_cite():
+    cards = {"wssa": CARDS["wssa"] | {"citation": "Somebody (2024). A paper."}}
+    words = Elements(page(cards=cards)).words
+    start = words.index("How to cite")
+    cite = words[start : words.index("Methods", start)]
+    assert "Version 0.1.0" in cite and "Somebody (2024)" in cite
+    own = {"wssa": CARDS["wssa"] | {"citation": "This software."}}
+    words = Elements(page(cards=own)).words
+    assert "This software." not in words[words.index("How to cite") : words.index("References")]
 
 
 def test_null_is_not_known():
@@ -168,7 +251,8 @@ def test_null_is_not_known():
     unknown = record(age=None, sex=None, predictions={"wssa": empty}, quality={}, volumes_ml={})
     words = Elements(page(unknown, cards={})).words
     assert "Predicted age not known Age at the scan not known" in words
-    assert "Brain-age gap not known, because the age is not known" in words
+    assert "Brain-age gap not known because the age is not known" in words
+    assert "Not shown, because the age is not known." in words
     assert "Sex not known" in words
     assert not re.search(r"\b(None|nan|null|Undefined)\b", words)
 
@@ -188,7 +272,9 @@ def test_warns_outside_training_ages_and_where_sex_was_assumed():
 
 def test_one_part_per_scan():
     elements = Elements(page(record(), record("ses-2")))
-    assert [s["id"] for s in elements.all("section")] == ["scan-1", "scan-2", "methods"]
+    assert [s["id"] for s in elements.all("section")] == [
+        "scans", "scan-1", "scan-2", "methods"
+    ]  # fmt: skip
     assert {"#scan-1", "#scan-2"} <= {link["href"] for link in elements.all("a")}
     assert "Session 1" in elements.words and "Session 2" in elements.words
     assert not Elements(page()).all("nav")
@@ -202,7 +288,8 @@ def test_ids_are_unique_and_links_and_labels_lead_somewhere():
     assert [label["for"] for label in elements.all("label")] == [
         i["id"] for i in elements.all("input")
     ]
-    assert len({i["name"] for i in elements.all("input")}) == 2, "one flicker per scan"
+    names = [i["name"] for i in elements.all("input")]
+    assert sorted(set(names)) == ["flicker-1", "flicker-2", "slider-1", "slider-2"]
     assert all(image["alt"] for image in elements.all("img"))
 
 
@@ -210,7 +297,7 @@ def test_figures_have_their_places_and_others_follow():
     figures = {"sub-01_ses-1": FIGURES | {"importance_map": ("<svg/>", "image/svg+xml", "A map.")}}
     elements = Elements(page(figures=figures))
     alts = [image["alt"] for image in elements.all("img")]
-    assert len(alts) == 6 and alts[-1] == "A map." and "Importance map" in elements.words
+    assert len(alts) == 8 and alts[-1] == "A map." and "Importance map" in elements.words
     assert elements.all("img")[-1]["src"] == "data:image/svg+xml;base64,PHN2Zy8+"
     assert not Elements(page(figures={})).all("input"), "no flicker without pictures"
 

@@ -1,0 +1,415 @@
+"""Tables of docs/importance.md: whether maps find a planted effect, their cost, what they show.
+
+    python benchmarks/importance.py planted --work DIR [--place hippocampus] [--network compact]
+    python benchmarks/importance.py real --work DIR --out RESULTS/IXI [--network wssa]
+    python benchmarks/importance.py tables --work DIR
+
+Each call goes on from what is in the folder `--work` and writes the tables of all that is there
+into the page. `planted` simulates cohorts, trains networks on them and maps what they
+learned; `real` maps the embedded models on the scans of a finished output folder, and times it.
+Needs the atlas of `--importance occlusion`, from TemplateFlow. Seconds are those of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import models  # noqa: E402
+from benchmarks.markdown import put, table  # noqa: E402
+from bidsapp import noise_models  # noqa: E402
+from bidsapp.derivatives import Derivatives  # noqa: E402
+from bidsapp.explain import UNITS, atlas_of  # noqa: E402
+from bidsapp.importance import noise  # noqa: E402
+from bidsapp.importance.brain import Array, Brain, Mask  # noqa: E402
+from bidsapp.importance.gradcam import gradcam, merged, suited  # noqa: E402
+from bidsapp.importance.noise import NoiseModel  # noqa: E402
+from bidsapp.importance.occlusion import as_map, occlusion  # noqa: E402
+from bidsapp.importance.population import Population  # noqa: E402
+from bidsapp.importance.regions import Atlas, region_means  # noqa: E402
+from bidsapp.preprocessing.templates import load_template as standard_template  # noqa: E402
+from bidsapp.reporting.importance_figures import map_figure  # noqa: E402
+from models.contract import InputContract, ModelCard, Uncertainty  # noqa: E402
+from models.prediction import BrainAgeModel  # noqa: E402
+from models.simulation.brain import Ageing  # noqa: E402
+from models.simulation.dataset import load_template  # noqa: E402
+from models.simulation.planted import OLDEST, YOUNGEST, people, plant  # noqa: E402
+from models.training.data import TrainingScan, TrainingSet  # noqa: E402
+from models.training.options import AugmentationOptions, Options  # noqa: E402
+from models.training.regression import output_scale, predict_ages, train_fold  # noqa: E402
+
+PAGE = REPOSITORY / "docs" / "importance.md"
+TEMPLATE = "MNI152NLin2009aSym"
+SHAPE = (91, 109, 91)
+AFFINE = ((2.0, 0, 0, -90.0), (0, 2.0, 0, -126.0), (0, 0, 2.0, -72.0), (0, 0, 0, 1.0))
+LEARNING, UNSEEN, OCCLUDED, SEED = 64, 12, 3, 1
+"""People that a network learns from; others, whose maps are made; those of them for occlusion."""
+AGED = 0.05
+"""Of white matter's intensity: by how much a voxel changes from the youngest to the oldest to
+count as one of the effect."""
+FLUID = 0.2
+"""Of white matter's intensity: no voxel gets darker than this by a multiplied change."""
+FIT = noise.Options(steps=60, batch=2, channels=(8, 16, 32))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where age shows, and how strongly.
+
+    Attributes
+    ----------
+    gain
+        The change of the images' intensities is multiplied by it.
+    regions
+        Of the atlas; both sides.
+    """
+
+    oldest: Ageing
+    gain: float
+    regions: tuple[str, ...]
+
+
+PLACES = {
+    "ventricles": Place(Ageing(ventricles=4.0), 1.0, ("Lateral Ventricle",)),
+    "hippocampus": Place(Ageing(cortex=0.6), 3.0, ("Hippocampus",)),
+    "sensorimotor": Place(Ageing(cortex=0.7), 1.5, ("Precentral", "Postcentral")),
+}
+QUICK = Options(
+    architecture="compact", epochs=40, learning_rate=2e-3, evaluate_every=10,
+    network={"dropout": 0.0, "channels": [8, 16, 32, 64]},
+    augmentation=AugmentationOptions.none(), seed=SEED,
+)  # fmt: skip
+NETWORKS = {
+    "compact": QUICK,
+    "wssa": replace(
+        QUICK, architecture="wssa", epochs=10, learning_rate=1e-4, readout="ridge",
+        intensity="fluid_bright",
+        network={"attention_after_pooling": True, "standardise": True, "mirror": True,
+                 "dropout_dense": 0.0, "channels": [8, 12, 24, 48, 96, 192, 384],
+                 "dense": [256, 64, 32, 12]},
+    ),
+}  # fmt: skip
+"""Narrower than those that are shipped, to train in minutes."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Do a part of the work, and write the tables of all that is done."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("part", choices=("planted", "real", "tables"))
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--place", nargs="+", default=list(PLACES), choices=PLACES)
+    parser.add_argument("--network", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder of the app")
+    parser.add_argument("--scans", type=int, default=100, help="of the output folder")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.part == "planted":
+        for network in options.network:
+            for place in options.place:
+                kept(options.work / f"planted_{place}_{network}.json",
+                     lambda p=place, n=network: planted(p, n, options.work))  # fmt: skip
+                write_tables(options.work)
+    if options.part == "real":
+        if options.out is None:
+            parser.error("real needs --out, a finished output folder")
+        for network in options.network:
+            kept(options.work / f"real_{network}.json",
+                 lambda n=network: real(n, options.out, options.scans, options.work))  # fmt: skip
+            write_tables(options.work)
+    write_tables(options.work)
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A result, from its file where it is there."""
+    if not path.exists():
+        path.write_text(json.dumps(make(), indent=1), encoding="utf-8")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def the_atlas() -> Atlas:
+    """CerebrA, or an end with the reason."""
+    atlas, why = atlas_of((), TEMPLATE)
+    if atlas is None:
+        sys.exit(why)
+    return atlas
+
+
+# --- planted effects ---
+
+
+def cohort(name: str, work: Path) -> Mapping[str, Any]:
+    """Images (people, X, Y, Z), ages in years, and the size of the effect (X, Y, Z)."""
+    path = work / f"cohort_{name}.npz"
+    if not path.exists():
+        place, template, atlas = PLACES[name], load_template(), the_atlas()
+        within = None
+        if place.oldest.ventricles == 1:
+            x, y, z = template.t1.shape
+            within = np.isin(atlas.on((x, y, z), template.affine), indices(place.regions, atlas))
+            within = within.astype(np.float32)
+        aged = plant(template, place.oldest, SHAPE, np.array(AFFINE), within)
+        first, white = aged.stages[0], np.median(template.t1[template.white > 0.9])
+        stages = first + place.gain * (aged.stages - first)
+        stages = np.maximum(stages, np.minimum(aged.stages, FLUID * white))  # no holes
+        ages = np.random.default_rng(SEED).uniform(YOUNGEST, OLDEST, LEARNING + UNSEEN)
+        images = people(replace(aged, stages=stages), list(ages), SEED)
+        np.savez(path, images=np.stack([image.astype(np.float16) for image in images]),
+                 ages=ages, effect=np.ptp(stages, axis=0) / white)  # fmt: skip
+    return dict(np.load(path))
+
+
+def indices(names: Sequence[str], atlas: Atlas) -> list[int]:
+    """Labels of regions, both sides."""
+    return [region.index for region in atlas.regions if region.name in names]
+
+
+def planted(name: str, network: str, work: Path) -> dict[str, Any]:
+    """Train on a cohort, map the people it has not seen, and compare with what was planted."""
+    found, options = cohort(name, work), NETWORKS[network]
+    images = found["images"]
+    if options.intensity == "fluid_bright":
+        images = (np.float16(1.3) - images).astype(np.float16)
+    scans = tuple(
+        TrainingScan(f"{n:03d}", name, f"{n:03d}", float(age), None, "", torch.from_numpy(image))
+        for n, (age, image) in enumerate(zip(found["ages"], images))
+    )
+    data = TrainingSet(scans, TEMPLATE, AFFINE)
+    seen = data.pooled(2) if network == "compact" else data
+    output, unseen = output_scale(data), np.arange(len(scans)) >= LEARNING
+    trained = train_fold(seen, unseen, f"{name}_{network}", options, work)
+    trained.requires_grad_(False)
+    ages = found["ages"][unseen]
+    predicted = predict_ages(trained, [s for s, out in zip(seen.scans, unseen) if out], output,
+                             options)  # fmt: skip
+    contract = InputContract(TEMPLATE, 12, SHAPE, AFFINE, True, True, options.intensity,
+                             (YOUNGEST, OLDEST))  # fmt: skip
+    card = ModelCard(network, network, "0", "Planted.", "CC0-1.0", "None.", contract,
+                     Uncertainty(5.0, (-8, 8)), output, weights_sha256="0" * 64)  # fmt: skip
+    model = BrainAgeModel(card, [trained])
+    brains = [Brain(i.astype(np.float32), inside > 0)
+              for i, inside in zip(images[unseen], found["images"][unseen])]  # fmt: skip
+    maps = population_maps(model, brains, work / f"{name}_{network}.safetensors")
+    mask = np.mean([brain.mask for brain in brains], axis=0) >= 0.5
+    atlas = the_atlas()
+    truth = {"region": np.isin(atlas.on(SHAPE, np.array(AFFINE)),
+                               indices(PLACES[name].regions, atlas)),
+             "effect": found["effect"] > AGED}  # fmt: skip
+    for method, values in maps.items():
+        draw(values, UNITS.get(method, ""), work / f"{name}_{network}_{method}.png")
+    return {
+        "mae": float(np.abs(predicted - ages).mean()),
+        "r": float(np.corrcoef(predicted, ages)[0, 1]),
+        "baseline": float(np.abs(ages - ages.mean()).mean()),
+        "maps": {method: scores(values, mask, truth, PLACES[name].regions, atlas)
+                 for method, values in maps.items()},
+    }  # fmt: skip
+
+
+def population_maps(model: BrainAgeModel, brains: Sequence[Brain], path: Path) -> dict[str, Array]:
+    """Mean map of each method; the noise model is kept in a file."""
+    if not path.exists():
+        path.write_bytes(noise.fit(model, brains, FIT, progress=said).to_bytes())
+    fitted = NoiseModel.from_bytes(path.read_bytes())
+    labels = the_atlas().on(SHAPE, np.array(AFFINE))
+    return {
+        "noise": np.mean([fitted.importance(brain) for brain in brains], axis=0),
+        "occlusion": np.mean([as_map(occlusion(model, brain, labels), labels, brain.mask)
+                              for brain in brains[:OCCLUDED]], axis=0),
+        "gradcam": np.mean([merged(gradcam(model, brain)) for brain in brains], axis=0),
+    }  # fmt: skip
+
+
+def said(done: int, total: int, words: str) -> None:
+    """Progress of a fit."""
+    if done and done % 10 == 0:
+        print(f"{done} of {total}: {words}", flush=True)
+
+
+def scores(
+    values: Array, mask: Mask, truth: Mapping[str, Mask], planted: Sequence[str], atlas: Atlas
+) -> dict[str, Any]:
+    """How well a map finds a place: average precision over chance, and ranks of the regions."""
+    size = np.abs(values)[mask]
+    found: dict[str, Any] = {}
+    for name, place in truth.items():
+        chance = float(place[mask].mean())
+        found[name] = float(average_precision_score(place[mask], size)) / chance
+    ranked = ranks(np.abs(values), mask, atlas)
+    return found | {"ranks": [ranked.index(region) + 1 for region in planted], "top": ranked[:5]}
+
+
+def ranks(values: Array, mask: Mask, atlas: Atlas) -> list[str]:
+    """Names of the regions, both sides as one, the highest mean first."""
+    labels = atlas.on(SHAPE, np.array(AFFINE))
+    means: dict[str, float] = {}
+    for name in dict.fromkeys(region.name for region in atlas.regions):
+        inside = np.isin(labels, indices([name], atlas)) & mask
+        if inside.any():
+            means[name] = float(values[inside].mean())
+    return sorted(means, key=lambda name: -means[name])
+
+
+def draw(values: Array, unit: str, path: Path) -> None:
+    """The figure that the reports show."""
+    template, _ = standard_template(TEMPLATE).on(SHAPE, np.array(AFFINE))
+    path.write_bytes(map_figure(values, template.data, template.zooms, unit))
+
+
+# --- real scans, and what it costs ---
+
+
+def real(name: str, out: Path, most: int, work: Path) -> dict[str, Any]:
+    """Population maps of an embedded model, and the seconds that they took."""
+    model = models.load(name, "cpu")
+    images = noise_models.images(model, [Derivatives(out, out, TEMPLATE)], most)
+    path, seconds = work / f"real_{name}.safetensors", {}
+    if not path.exists():
+        began = time.process_time()
+        fitted = noise.fit(model, images, noise.Options(), progress=said)
+        seconds["fit"] = time.process_time() - began
+        path.write_bytes(fitted.to_bytes())
+        path.with_suffix(".seconds").write_text(json.dumps(seconds))
+    seconds = json.loads(path.with_suffix(".seconds").read_text())
+    fitted = NoiseModel.from_bytes(path.read_bytes())
+    labels = the_atlas().on(SHAPE, np.array(model.card.image_contract.affine))
+    methods: dict[str, tuple[int, Callable[[Brain], Array]]] = {
+        "noise": (len(images), fitted.importance),
+        "occlusion": (10, lambda b: as_map(occlusion(model, b, labels), labels, b.mask)),
+    }
+    if suited(model):
+        methods["gradcam"] = 40, lambda brain: merged(gradcam(model, brain))
+    maps = {}
+    for method, (scans, make) in methods.items():
+        maps[method], seconds[method] = averaged(images, scans, make)
+    mask = np.logical_and.reduce([each.all.shown for each in maps.values()])
+    for method, each in maps.items():
+        draw(each.all.mean, UNITS.get(method, ""), work / f"real_{name}_{method}.png")
+    return {
+        "weights_sha256": model.card.weights_sha256, "seconds": seconds, "scans": len(images),
+        "about": fitted.about,
+        "maps": {method: {"scans": each.all.scans, "split_half_r": each.split_half_r,
+                          "top": sides(each.all.mean, mask)[:15]}
+                 for method, each in maps.items()},
+        "agreement": agreement({method: each.all.mean for method, each in maps.items()}, mask),
+    }  # fmt: skip
+
+
+def averaged(
+    images: Sequence[Brain], scans: int, make: Callable[[Brain], Array]
+) -> tuple[Population, float]:
+    """Population map of some scans, spread over all, and the median seconds for one."""
+    found, seconds = Population(SHAPE), []
+    places = np.linspace(0, len(images) - 1, min(scans, len(images))).round().astype(int)
+    for place in places:
+        brain = images[int(place)]
+        began = time.process_time()
+        values = make(brain)
+        seconds.append(time.process_time() - began)
+        found.add(values, brain.mask, None)
+    return found, float(np.median(seconds))
+
+
+def sides(values: Array, mask: Mask) -> list[str]:
+    """Regions with their side, the highest mean first; a minus where it makes look younger."""
+    atlas = the_atlas()
+    means = region_means(values, atlas.on(SHAPE, np.array(AFFINE)), mask, atlas.regions)
+    order = np.argsort(-np.abs(np.nan_to_num(means)), kind="stable")
+    return [f"{'-' if means[n] < 0 else ''}{atlas.regions[n].name} {atlas.regions[n].hemisphere}"
+            for n in order]  # fmt: skip
+
+
+def agreement(maps: Mapping[str, Array], mask: Mask) -> dict[str, float]:
+    """Spearman's correlation over the regions, of sizes, for each pair of methods."""
+    from scipy.stats import spearmanr
+
+    atlas = the_atlas()
+    labels = atlas.on(SHAPE, np.array(AFFINE))
+    means = {name: np.abs(region_means(values, labels, mask, atlas.regions))
+             for name, values in maps.items()}  # fmt: skip
+    names = list(means)
+    return {f"{one} and {other}": float(spearmanr(means[one], means[other],
+                                                  nan_policy="omit").statistic)
+            for n, one in enumerate(names) for other in names[n + 1 :]}  # fmt: skip
+
+
+# --- the tables ---
+
+
+def planted_table(work: Path) -> str:
+    """One row for each cohort, network and method."""
+    rows = []
+    for path in sorted(work.glob("planted_*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        _, place, network = path.stem.split("_")
+        accuracy = f"{found['mae']:.1f} of {found['baseline']:.1f}, r {found['r']:.2f}"
+        rows += [
+            [place, network, accuracy, method, f"{each['region']:.1f}", f"{each['effect']:.1f}",
+             " and ".join(map(str, each["ranks"])), ", ".join(each["top"][:3])]
+            for method, each in found["maps"].items()
+        ]  # fmt: skip
+    return table(["planted in", "network", "MAE, unseen people", "method",
+                  "precision / chance, regions", "precision / chance, effect", "rank",
+                  "first three regions"], rows)  # fmt: skip
+
+
+def cost_table(work: Path) -> str:
+    """Seconds of one core."""
+    rows = []
+    for path in sorted(work.glob("real_*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        seconds = found["seconds"]
+        rows.append([path.stem.removeprefix("real_"), str(found["scans"]),
+                     f"{seconds['fit'] / 60:.1f} min",
+                     *(f"{seconds[m]:.2f}" if m in seconds else "n/a"
+                       for m in ("noise", "occlusion", "gradcam"))])  # fmt: skip
+    return table(["model", "scans", "noise model fitted", "noise, one scan",
+                  "occlusion, one scan", "gradcam, one scan"], rows)  # fmt: skip
+
+
+def real_table(work: Path) -> str:
+    """The first regions of each method, side by side, and how far maps agree."""
+    parts = []
+    for path in sorted(work.glob("real_*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        maps, about = found["maps"], found["about"]
+        rows = [[str(n + 1), *(each["top"][n] for each in maps.values())] for n in range(15)]
+        halves = "; ".join(
+            f"{name} {each['split_half_r']:.2f} ({each['scans']} scans)"
+            for name, each in maps.items()
+        )
+        alike = "; ".join(f"{pair} {r:.2f}" for pair, r in found["agreement"].items())
+        parts.append(
+            f"`{about['model']}`, weights {found['weights_sha256'][:8]}. Split halves (r over "
+            f"voxels): {halves}. Agreement over regions (Spearman): {alike}. The noise moves the "
+            f"predictions by {about['moved_years']:.2f} years of {about['tolerance_years']:.2f} "
+            f"allowed.\n\n{table(['rank', *maps], rows)}"
+        )
+    return "\n\n".join(parts)
+
+
+TABLES = {"planted": planted_table, "cost": cost_table, "real": real_table}
+
+
+def write_tables(work: Path) -> None:
+    """Put the tables of all that is there into the page."""
+    for name, text in TABLES.items():
+        there = any(work.glob("planted_*.json" if name == "planted" else "real_*.json"))
+        put(PAGE, name, text(work) if there else "Not measured yet: run the command above.")
+
+
+if __name__ == "__main__":
+    main()
