@@ -90,8 +90,8 @@ class WSSA(nn.Module):
     normalise
         Batch normalisation after each convolution, which the paper does not have.
     coarse, smoothing
-        Whether the network looks at 4 mm in place of 2, and how often the image is then smoothed by
-        the mean of 3 x 3 x 3 voxels; seven layers end at one voxel there too.
+        Whether the network looks at 4 mm in place of 2, and how often the image is then smoothed
+        by the mean of 3 x 3 x 3 voxels; seven layers end at one voxel there too.
     """
 
     def __init__(

@@ -32,7 +32,9 @@ def brain_with_a_spark(place: tuple[int, int, int]) -> Brain:
     [
         lambda: WSSA((4, 4, 4, 4, 4), (4, 4), attention_after_pooling=True),
         lambda: WSSA((4, 4, 4, 4, 4), (4, 4), attention_after_pooling=False),
-        lambda: WSSA((4, 4, 4, 4), (4, 4), attention_after_pooling=True, normalise=True, coarse=True),
+        lambda: WSSA(
+            (4, 4, 4, 4), (4, 4), attention_after_pooling=True, normalise=True, coarse=True
+        ),
         lambda: CompactCNN(SHAPE, (4, 4, 4)),
     ],
     ids=["wssa pooled", "wssa", "wssa coarse", "compact"],
