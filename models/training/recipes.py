@@ -50,8 +50,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "compact": Recipe(
         title="Compact CNN at 4 mm",
-        summary="A 3D CNN of 0.3 million parameters that sees 4 mm, with the attention of WSSA where"
-        " its options say so; no paper's, trained by this software.",
+        summary="A 3D CNN of 0.3 million parameters that sees 4 mm, with the attention of WSSA"
+        " where its options say so; no paper's, trained by this software.",
         citation="This software.",
         pooling=2,
     ),
