@@ -4,7 +4,8 @@ r"""Which training recipe carries over to another scanner: the tables of docs/tr
         --out DIR [--write]
 
 Each recipe is trained on the data set at home alone, by folds, and shown people of another scanner
-(by all the folds' networks together) and the same heads scanned again (`benchmarks/retest.py`).
+(by all the folds' networks together) and the same heads scanned again (`benchmarks/retest.py`; by
+the network that has not seen them).
 What is trained stays in --out, and is not trained again.
 """
 
@@ -16,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.markdown import put, table  # noqa: E402
-from benchmarks.retest import AS_IT_WAS, CHANGES  # noqa: E402
+from benchmarks.retest import CHANGES, ages_again, moves_of  # noqa: E402
 from models import registry  # noqa: E402
 from models.prediction import BrainAgeModel  # noqa: E402
 from models.training.__main__ import main as train  # noqa: E402
@@ -102,7 +102,8 @@ def row(recipe: Recipe, options: argparse.Namespace) -> list[str]:
     away = load_training_set([options.away], card.image_contract.intensity).scans
     error = predicted(model, away) - [scan.age for scan in away]
     r = np.corrcoef(predicted(model, away), [scan.age for scan in away])[0, 1]
-    moves = moved(model, load_training_set([options.retest], card.image_contract.intensity).scans)
+    again = load_training_set([options.retest], card.image_contract.intensity).scans
+    moves = moves_of(ages_again(folder, again)).mean()
     return [recipe.words, recipe.network, f"{card.figures['mae']:.2f}", f"{card.figures['r']:.3f}",
             f"{np.abs(error).mean():.2f}", f"{error.mean():+.1f}", f"{r:.2f}",
             *(f"{moves[name]:.2f}" for name in CHANGES)]  # fmt: skip
@@ -112,16 +113,6 @@ def predicted(model: BrainAgeModel, scans: tuple[TrainingScan, ...]) -> NDArray[
     """Years, one per scan."""
     found = [model.predict(scan.image.float().numpy(), scan.sex) for scan in scans]
     return np.array([each.predicted_age for each in found])
-
-
-def moved(model: BrainAgeModel, scans: tuple[TrainingScan, ...]) -> pd.Series:
-    """By how many years each change of the scan moves the age, on average over people."""
-    frame = pd.DataFrame({
-        "person": [scan.participant_id for scan in scans],
-        "change": [scan.name.split("_acq-")[1].split("_")[0] for scan in scans],
-        "age": predicted(model, scans),
-    }).pivot(index="person", columns="change", values="age")  # fmt: skip
-    return frame.drop(columns=AS_IT_WAS).sub(frame[AS_IT_WAS], axis=0).abs().mean()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/retest.py BIDS_DIR RETEST_DIR
     ./run.py RETEST_DIR RETEST_OUT participant
-    python benchmarks/evaluate.py --table retest --retest RETEST_OUT --out ...
+    python benchmarks/evaluate.py --table retest --retest RETEST_OUT --alone TRAINING --out ...
 
-Every head is there five times, told apart by `acq-`; an age should not change with them.
+Every head is there five times, told apart by `acq-`; an age should not change with them. Networks
+that have seen the head as it was know it by heart, so that ages must come from one that has not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from bidsapp.settings import Settings  # noqa: E402
 from bidsapp.study import Scan, load_study  # noqa: E402
+from models import registry  # noqa: E402
+from models.training.data import TrainingScan  # noqa: E402
 
 DEGREES, NOISE, SEED = 10.0, 0.03, 1
 AS_IT_WAS = "asitwas"
@@ -72,6 +76,40 @@ CHANGES: dict[str, Callable[[Image], Image]] = {
     "noisy": noisy,
     "int16": int16,
 }
+
+
+def ages_again(folder: Path, scans: Sequence[TrainingScan]) -> pd.DataFrame:
+    """Age of each scan by the network of the fold that held its person out.
+
+    Parameters
+    ----------
+    folder
+        Training folder of a model of one network per fold.
+    scans
+        Of the output folder of such a data set, as the model takes them.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``person``, ``change``, ``model`` and ``age``, in years.
+    """
+    name = registry.read_card(folder / registry.CARD).name
+    model = registry.load(name, weights=folder)
+    table = pd.read_csv(folder / "out_of_fold.tsv", sep="\t", dtype={"participant_id": str})
+    folds = dict(zip(table["participant_id"], table["fold"]))
+    rows = []
+    for scan in scans:
+        alone = replace(model, networks=[model.networks[folds[scan.participant_id]]])
+        age = alone.predict(scan.image.float().numpy(), scan.sex).predicted_age
+        change = scan.name.split("_acq-")[1].split("_")[0]
+        rows.append({"person": scan.participant_id, "change": change, "model": name, "age": age})
+    return pd.DataFrame(rows)
+
+
+def moves_of(ages: pd.DataFrame) -> pd.DataFrame:
+    """Years by which each change moves each person: (people, changes), from one model's ages."""
+    wide = ages.pivot(index="person", columns="change", values="age")
+    return wide.drop(columns=AS_IT_WAS).sub(wide[AS_IT_WAS], axis=0).abs()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks import ablation, retest
+import models
+from benchmarks import retest
 from bidsapp.demographics import Demographics
 from bidsapp.study import Scan
+from models import registry
+from models.contract import Output
+from models.prediction import BrainAgeModel
 
 
 @pytest.fixture
@@ -76,14 +82,42 @@ def test_moves_are_counted_against_the_scan_as_it_was() -> None:
     """Two people; the shifted scans are 1 and 3 years off, the others 0."""
     ages = {"asitwas": (30, 40), "rotated": (30, 40), "noisy": (30, 40), "int16": (30, 40),
             "shifted": (31, 37)}  # fmt: skip
-    scans: Any = [
-        SimpleNamespace(participant_id=f"sub-{who}", name=f"sub-{who}_acq-{change}_run-1", sex="F",
-                        image=torch.full((1, 1, 1), float(both[who])))
-        for change, both in ages.items() for who in (0, 1)
-    ]  # fmt: skip
-    model: Any = SimpleNamespace(
-        predict=lambda image, sex: SimpleNamespace(predicted_age=float(image.mean()))
+    frame = pd.DataFrame(
+        {"person": who, "change": change, "age": both[who]}
+        for change, both in ages.items()
+        for who in (0, 1)
     )
-    moves = ablation.moved(model, scans)
-    assert moves["shifted"] == 2 and moves.drop("shifted").eq(0).all()
-    assert set(moves.index) == set(retest.CHANGES)
+    moves = retest.moves_of(frame)
+    assert moves["shifted"].tolist() == [1, 3]
+    assert set(moves.columns) == set(retest.CHANGES)
+    assert not moves.drop(columns="shifted").to_numpy().any()
+
+
+def test_ages_come_from_the_network_that_has_not_seen_the_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network k says 10 k; the second person was held out in fold 1."""
+
+    class Says(torch.nn.Module):
+        def __init__(self, age: float) -> None:
+            super().__init__()
+            self.age = torch.nn.Parameter(torch.tensor(age))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.age.expand(len(x))
+
+    card = replace(models.card("compact"), output=Output())
+    contract = replace(card.image_contract, shape=(2, 2, 2))
+    model = BrainAgeModel(replace(card, contract=contract), [Says(0.0), Says(10.0)])
+    monkeypatch.setattr(registry, "read_card", lambda path: card)
+    monkeypatch.setattr(registry, "load", lambda name, weights: model)
+    table = "participant_id\tfold\nsub-0\t0\nsub-1\t1\n"
+    (tmp_path / "out_of_fold.tsv").write_text(table)
+    scans: Any = [
+        SimpleNamespace(participant_id=f"sub-{who}", name=f"sub-{who}_acq-noisy", sex="F",
+                        image=torch.zeros(2, 2, 2))
+        for who in (0, 1)
+    ]  # fmt: skip
+    found = retest.ages_again(tmp_path, scans)
+    assert found["age"].tolist() == [0, 10]
+    assert found["change"].tolist() == ["noisy", "noisy"]
