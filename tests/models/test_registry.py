@@ -288,7 +288,7 @@ def test_an_image_that_is_not_finite_is_refused(image, value):
 
 
 def test_an_image_off_the_grid_is_refused(image):
-    with pytest.raises(ModelError, match=r"takes images of \(12, 14, 10\) voxels, not \(10, 14"):
+    with pytest.raises(ModelError, match=r"takes \(12, 14, 10\) voxels, not \(10, 14"):
         constant_model(0.0).predict(image.T)
 
 

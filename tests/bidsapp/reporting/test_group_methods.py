@@ -16,7 +16,7 @@ CORRECTION: dict[str, Any] = {
 }  # fmt: skip
 TESTS = pd.DataFrame({
     "model": ["wssa", "ventricles"], "measure": "difference", "verdict": "tested", "p": 0.01,
-    "p_permutation": 0.02, "covariates": "age + age2 + sex",
+    "p_permutation": 0.02, "covariates": "age + age2 + sex", "term": "groupAD",
 })  # fmt: skip
 ACCOUNT = Account(
     scans=70,
@@ -89,6 +89,12 @@ def test_little_is_stated_shortly() -> None:
     assert "No hypothesis was tested." in said
     assert "too small to calibrate" in said
     assert "No hypothesis was tested." in text(tests=pd.DataFrame())
+
+
+def test_what_brain_age_adds_to_volumes_is_said_where_it_was_asked() -> None:
+    assert "volumes among the covariates" not in text(tests=TESTS)
+    given = TESTS.assign(term=["groupAD", "groupAD, given volumes_gap"])
+    assert "volumes among the covariates" in text(tests=given)
 
 
 def test_every_citation_has_a_reference() -> None:
