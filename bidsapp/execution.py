@@ -14,12 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
-from bidsapp.progress import Progress, progress_for
+from bidsapp.progress import Outcome, Progress, progress_for
 from bidsapp.worker import Answer, serve
 
 if TYPE_CHECKING:
@@ -34,16 +33,6 @@ Work = Callable[["Scan"], Literal["done", "skipped"]]
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL = 0.2  # seconds within which a signal to the parent is obeyed
 FAREWELL = 5.0  # seconds an idle worker gets to leave by itself
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one scan; `message` is empty unless it failed, `seconds` are wall time."""
-
-    scan: Scan
-    status: Literal["done", "skipped", "failed"]
-    message: str
-    seconds: float
 
 
 class Crew(Protocol):

@@ -6,15 +6,26 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    from bidsapp.execution import Outcome
+    from bidsapp.study import Scan
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one scan; `message` is empty unless it failed, `seconds` are wall time."""
+
+    scan: Scan
+    status: Literal["done", "skipped", "failed"]
+    message: str
+    seconds: float
 
 
 def progress_for(total: int, nprocs: int, stream: IO[str] | None = None) -> Progress:

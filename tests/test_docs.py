@@ -21,10 +21,10 @@ from benchmarks.group import simulate
 from bidsapp import group, group_tables, participant
 from bidsapp.cli import build_parser
 from bidsapp.errors import ScanError
-from bidsapp.execution import Outcome
 from bidsapp.preprocessing.image import Image
 from bidsapp.preprocessing.quality import LIMITS
 from bidsapp.preprocessing.templates import Template
+from bidsapp.progress import Outcome
 from bidsapp.settings import Settings
 from bidsapp.statistics import association
 from bidsapp.statistics.accuracy import Accuracy

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bidsapp.errors import ScanError, UserError
-from bidsapp.execution import Outcome, run_scans, worker_environment
-from bidsapp.progress import Progress
+from bidsapp.execution import run_scans, worker_environment
+from bidsapp.progress import Outcome, Progress
 
 if TYPE_CHECKING:
     from distributed import LocalCluster

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from bidsapp.errors import ScanError
-from bidsapp.execution import Outcome, run_scans, worker_environment
-from bidsapp.progress import Progress
+from bidsapp.execution import run_scans, worker_environment
+from bidsapp.progress import Outcome, Progress
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -23,13 +23,13 @@ from bidsapp import participant
 from bidsapp.demographics import Demographics
 from bidsapp.derivatives import Derivatives
 from bidsapp.errors import NothingToDo, ScanError, UserError
-from bidsapp.execution import Outcome
 from bidsapp.participant import GRID_AFFINE, GRID_SHAPE, Native, Prepared, Toolbox
 from bidsapp.preprocessing import bias_field, registration, segmentation
 from bidsapp.preprocessing.image import Image, T1w
 from bidsapp.preprocessing.quality import LIMITS
 from bidsapp.preprocessing.segmentation import Segmentation
 from bidsapp.preprocessing.templates import Template
+from bidsapp.progress import Outcome
 from bidsapp.settings import Settings
 from bidsapp.study import Scan
 from models.contract import InputContract, ModelCard, Output, Uncertainty, VolumeContract

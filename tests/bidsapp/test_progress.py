@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from bidsapp.execution import Outcome
-from bidsapp.progress import Progress, ProgressBar, duration, progress_for, seconds_left
+from bidsapp.progress import Outcome, Progress, ProgressBar, duration, progress_for, seconds_left
 
 
 def outcome(stem, status="done", seconds=10.0, message=""):
