@@ -231,7 +231,7 @@ def outputs_of(stem: str) -> set[str]:
         *(f"{stem}/anat/{way}{end}" for way in ways for end in (".txt", ".json")),
         f"{stem}/anat/{stem}_brainage.json",
         *(f"{stem}/figures/{stem}_desc-{name}_T1w.png"
-          for name in ("segmentation", "registration", "registered", "template")),
+          for name in ("mask", "segmentation", "registration", "registered", "template")),
         f"{stem}.html",
     }  # fmt: skip
 
