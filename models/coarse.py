@@ -26,6 +26,6 @@ def smoothed(x: Tensor, times: int) -> Tensor:
     return x
 
 
-def voxel_size(shape: Sequence[int]) -> int:
-    """Voxels of an image of this shape along a voxel of 4 mm."""
+def voxels_per_4_mm(shape: Sequence[int]) -> int:
+    """How many voxels of an image of this shape lie along 4 mm: 1 or 2."""
     return 1 if max(shape) <= LARGEST else 2

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.coarse import at_4_mm, smoothed, voxel_size
+from models.coarse import at_4_mm, smoothed, voxels_per_4_mm
 from models.wssa.network import SpatialAttention
 
 MOMENTUM = 0.02
@@ -86,7 +86,7 @@ class CompactCNN(nn.Module):
         list
             Step and offset, in voxels of the image, of each layer.
         """
-        steps = [voxel_size(shape) * 2**layer for layer in range(1, len(self.blocks) + 1)]
+        steps = [voxels_per_4_mm(shape) * 2**layer for layer in range(1, len(self.blocks) + 1)]
         return [(step, (step - 1) / 2) for step in steps]
 
     def regress(self, last: Tensor) -> Tensor:

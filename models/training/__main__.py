@@ -48,17 +48,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_regression(parser: argparse.ArgumentParser) -> None:
-    default = Options()
-    add = parser.add_argument
-    add(
+def _add_data(parser: argparse.ArgumentParser, people: str) -> None:
+    parser.add_argument(
         "--data",
         type=Path,
         nargs="+",
         required=True,
         metavar="DERIVATIVES",
-        help="output folders of the app's participant level, of people of known age",
+        help=f"output folders of the app's participant level, of {people}",
     )
+
+
+def _add_regression(parser: argparse.ArgumentParser) -> None:
+    default = Options()
+    add = parser.add_argument
+    _add_data(parser, "people of known age")
     add(
         "--out",
         type=Path,
@@ -163,14 +167,7 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
 def _add_volumes(parser: argparse.ArgumentParser) -> None:
     default = Options()
     add = parser.add_argument
-    add(
-        "--data",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="DERIVATIVES",
-        help="output folders of the app's participant level, of people of known age and sex",
-    )
+    _add_data(parser, "people of known age and sex")
     add("--out", type=Path, required=True, metavar="DIR", help="where the model goes")
     add("--folds", type=int, default=default.folds, help="of the cross-validation (%(default)s)")
     add("--seed", type=int, default=default.seed, help="of the folds (%(default)s)")
@@ -181,14 +178,7 @@ def _add_volumes(parser: argparse.ArgumentParser) -> None:
 def _add_reference(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", metavar="MODEL", help="a model that is known")
-    add(
-        "--data",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="DERIVATIVES",
-        help="output folders of the app's participant level, of the people it was trained on",
-    )
+    _add_data(parser, "the people it was trained on")
     add("--weights", type=Path, metavar="DIR", help="folder of the model, where it is your own")
 
 

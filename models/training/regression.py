@@ -293,7 +293,7 @@ def renew_statistics(
     """Batch normalisation of averaged weights: its means and variances over the training people.
 
     An average of weights has other statistics than the weights it is the average of (Izmailov et
-    al. 2018, section 3.2): with those, ages out of fold were five years too low. Stripped tissue
+    al. 2018, section 3.2): with those, ages out of fold come out too low. Stripped tissue
     maps count as much as whole ones, as they do in training.
     """
     layers = [each for each in network.modules() if isinstance(each, nn.BatchNorm3d)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.coarse import at_4_mm, smoothed, voxel_size
+from models.coarse import at_4_mm, smoothed, voxels_per_4_mm
 
 
 class SpatialAttention(nn.Module):
@@ -169,7 +169,7 @@ class WSSA(nn.Module):
             Step and offset, in voxels of the image, of each layer.
         """
         pooled = self.attention_after_pooling
-        size = voxel_size(shape) if self.coarse else 1
+        size = voxels_per_4_mm(shape) if self.coarse else 1
         steps = [size * 2.0 ** (layer + pooled) for layer in range(len(self.convs))]
         return [(step, (size - 1) / 2 - (0 if pooled else step / 2)) for step in steps]
 
