@@ -246,8 +246,9 @@ class Derivatives:
             The folder belongs to another data set.
         """
         path = self.root / "dataset_description.json"
-        before = _read_json(path) if path.exists() else {}
-        warnings = _check_owner(before, path) if path.exists() else []
+        there = path.exists()  # asked once: another process may write it in between
+        before = _read_json(path) if there else {}
+        warnings = _check_owner(before, path) if there else []
         after = self._description(before)
         if after != before:
             self.write_json(path, after)
