@@ -14,29 +14,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
+from models.coarse import at_4_mm, smoothed, voxels_per_4_mm
+
+CONFIGS: dict[str, dict[str, Any]] = {
     # As published: ViT-B/16, and a regressor of 50.37 million parameters.
     "base": {
         "encoder": {},
         "regressor": {},
     },
-    # Small enough to be trained on a hundred scans in minutes: 0.6 million.
+    # Small enough to be trained on a hundred scans in minutes, at 4 mm: 0.2 million.
     "small": {
         "encoder": {
-            "image_size": (96, 84),
-            "patch_size": 12,
-            "hidden": 96,
-            "layers": 4,
+            "image_size": (48, 42),
+            "patch_size": 6,
+            "hidden": 64,
+            "layers": 2,
             "heads": 4,
             "image_channels": 1,
         },
         "regressor": {
-            "slices": 45,
-            "hidden": 96,
+            "slices": 46,
+            "hidden": 64,
             "kernels": ((3, 9), (3, 5), (2, 3)),
             "dense": (32, 16),
             "standardise": True,
         },
+        "smoothing": 2,
+        "centred": True,
     },
 }
 
@@ -238,22 +242,45 @@ class BrainRotViT(nn.Module):
     ----------
     encoder, regressor
         Arguments of ``ViT`` and ``Regressor`` that differ from the published sizes.
+    smoothing
+        How often the image is first averaged over 3 x 3 x 3 voxels of 4 mm; 0: neither smoothed
+        nor brought to 4 mm.
+    centred
+        Slices show how a brain differs from the mean of those it was trained on, which the buffers
+        ``mean`` and ``deviation`` hold: of whole slices a small encoder learns in an hour what it
+        learns of differences in a minute.
     """
 
-    def __init__(self, encoder: dict[str, Any], regressor: dict[str, Any]) -> None:
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        encoder: dict[str, Any],
+        regressor: dict[str, Any],
+        smoothing: int = 0,
+        centred: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder = ViT(**encoder)
         self.regressor = Regressor(**regressor)
+        self.smoothing, self.centred = smoothing, centred
+        if centred:
+            size = self.regressor.slices, *self.encoder.image_size
+            self.register_buffer("mean", torch.zeros(size))
+            self.register_buffer("deviation", torch.ones(()))
 
     def slices(self, x: Tensor) -> Tensor:
         """Sagittal slices, as many and as large as the network wants them.
 
         (N, 1, X, Y, Z) -> (N, slices, height, width); interpolated where they are not.
         """
+        if self.smoothing:
+            x = smoothed(at_4_mm(x), self.smoothing)
         if not self._fits(x):
             size = self.regressor.slices, *self.encoder.image_size
             x = functional.interpolate(x, size=size, mode="trilinear")
-        return x[:, 0]
+        return (x[:, 0] - self.mean) / self.deviation if self.centred else x[:, 0]
 
     def _fits(self, x: Tensor) -> bool:
         return x.shape[2:] == (self.regressor.slices, *self.encoder.image_size)
@@ -296,8 +323,10 @@ class BrainRotViT(nn.Module):
         """
         encoded = self.encode(image)
         voxels, slices = image.shape[2], encoded.shape[1]
-        # so far reach the slices that are interpolated from a voxel
+        # so far reach the slices that are interpolated, and smoothed, from a voxel
         margin = 0 if self._fits(image) else 1 + -(-slices // voxels)
+        if self.smoothing:
+            margin += -(-self.smoothing * voxels_per_4_mm(image.shape[2:]) * slices // voxels)
 
         def network(images: Tensor, sex: Tensor, *, box: Sequence[slice]) -> Tensor:
             start, stop, _ = box[0].indices(voxels)
@@ -321,7 +350,7 @@ def build(config: dict[str, Any]) -> BrainRotViT:
     ----------
     config
         ``size`` ("base" or "small", the default), and under ``encoder`` and ``regressor``
-        what is to differ from it.
+        what is to differ from it; ``smoothing`` and ``centred`` of the small one.
 
     Raises
     ------
@@ -331,5 +360,7 @@ def build(config: dict[str, Any]) -> BrainRotViT:
     size = config.get("size", "small")
     if size not in CONFIGS:
         raise ValueError(f"BrainRotViT has the sizes {', '.join(CONFIGS)}, not '{size}'")
-    parts = {part: CONFIGS[size][part] | config.get(part, {}) for part in ("encoder", "regressor")}
-    return BrainRotViT(**parts)
+    known = CONFIGS[size]
+    parts = {part: known[part] | config.get(part, {}) for part in ("encoder", "regressor")}
+    rest = {name: config.get(name, known[name]) for name in known if name not in parts}
+    return BrainRotViT(**parts, **rest)

@@ -17,7 +17,7 @@ from models.training.options import (
     EncoderOptions,
     Options,
 )
-from models.training.recipes import RECIPES, VOLUMES
+from models.training.recipes import CLOSED_FORM, RECIPES, VOLUMES, Recipe
 
 if TYPE_CHECKING:
     from models.prediction import BrainAgeModel
@@ -36,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
         _add_regression(parser_of)
         if recipe.two_stages:
             _add_encoder(parser_of)
-    _add_volumes(commands.add_parser("volumes", help=VOLUMES.title, description=VOLUMES.summary))
+    for name, recipe in CLOSED_FORM.items():
+        parser_of = commands.add_parser(name, help=recipe.title, description=recipe.summary)
+        _add_closed_form(parser_of, recipe)
     _add_reference(
         commands.add_parser(
             "reference", help="to a trained model: what is usual among its training images"
@@ -164,12 +166,14 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
         help="random views of each scan for the second stage (%(default)s)")  # fmt: skip
 
 
-def _add_volumes(parser: argparse.ArgumentParser) -> None:
+def _add_closed_form(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     default = Options()
     add = parser.add_argument
-    _add_data(parser, "people of known age and sex")
+    _add_data(parser, "people of known age and sex" if recipe.needs_sex else "people of known age")
     add("--out", type=Path, required=True, metavar="DIR", help="where the model goes")
     add("--folds", type=int, default=default.folds, help="of the cross-validation (%(default)s)")
+    add("--whole", action="store_true",
+        help="ship one network more, of everybody, in place of the folds'")  # fmt: skip
     add("--seed", type=int, default=default.seed, help="of the folds (%(default)s)")
     add("--license", default=LICENSE, help="of the weights, SPDX name (%(default)s)")
     add("--version", default="0.1.0", help="of the weights (%(default)s)")
@@ -203,8 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.model == "segmentation":
             _train_segmentation(chosen)
-        elif chosen.model == "volumes":
-            _train_volumes(chosen)
+        elif chosen.model in CLOSED_FORM:
+            _train_closed_form(chosen)
         elif chosen.model == "reference":
             _write_reference(chosen)
         else:
@@ -228,15 +232,25 @@ def _train_segmentation(chosen: argparse.Namespace) -> None:
         segmentation.run(options)
 
 
-def _train_volumes(chosen: argparse.Namespace) -> None:
-    from models.training import volumes
-    from models.training.data import load_volumes
+def _train_closed_form(chosen: argparse.Namespace) -> None:
+    from models.training import closed_form, linear, volumes
+    from models.training.data import load_training_set, load_volumes
     from models.training.folds import assign_folds
 
-    data = load_volumes(chosen.data, volumes.REGIONS)
+    _keep_memory()
+    recipe = CLOSED_FORM[chosen.model]
+    if recipe is VOLUMES:
+        data = load_volumes(chosen.data, volumes.REGIONS)
+        method = volumes.method(data)
+    else:
+        data = load_training_set(chosen.data, recipe.intensity)
+        method = linear.method(data)
     people, strata = [s.person for s in data.scans], [s.stratum for s in data.scans]
     folds = assign_folds(people, strata, data.ages.tolist(), chosen.folds, chosen.seed)
-    card = volumes.train(data, folds, chosen.seed, chosen.out, chosen.license, chosen.version)
+    card = closed_form.train(
+        method, data, folds, chosen.seed, chosen.out, chosen.license, chosen.version,
+        whole=chosen.whole,
+    )  # fmt: skip
     found = card.figures
     print(f"{chosen.out}: MAE {found['mae']:.2f} y, r {found['r']:.3f} out of fold.")
 

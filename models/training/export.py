@@ -209,10 +209,15 @@ def _training(data: TrainingSet, options: Options) -> dict[str, Any]:
     used = [name for name in AUGMENTATIONS if getattr(options.augmentation, name)]
     return {
         **people_table(data),
-        "members": f"one network per fold, {options.folds} folds by participant",
+        "members": per_fold(options.folds),
         "augmentation": used,
         **chosen,
     }
+
+
+def per_fold(folds: int) -> str:
+    """What the members are where there is one for each fold."""
+    return f"one network per fold, {folds} folds by participant"
 
 
 def people_table(data: TrainingSet) -> dict[str, Any]:

@@ -36,7 +36,18 @@ VOLUMES = Recipe(
     summary="Ridge regression on the shares of ten regions' volumes in the forebrain, and sex:"
     " what a model of images must beat.",
     citation="This software.",
+    needs_sex=True,
 )
+
+LINEAR = Recipe(
+    title="Linear map",
+    summary="Ridge regression on the tissue map at 4 mm, smoothed and averaged with its mirror"
+    " image; no paper's, trained by this software.",
+    citation="This software.",
+)
+
+CLOSED_FORM = {"linear": LINEAR, "volumes": VOLUMES}
+"""Fitted in one step."""
 
 RECIPES: dict[str, Recipe] = {
     "wssa": Recipe(
@@ -64,6 +75,7 @@ RECIPES: dict[str, Recipe] = {
         " Hybrid for Explainable Modeling of Brain Aging from 3D sMRI. arXiv:2511.15188."
         " https://doi.org/10.48550/arXiv.2511.15188",
         needs_sex=True,
+        pooling=2,
         two_stages=True,
     ),
 }

@@ -51,6 +51,8 @@ class TwoStages:
         torch.manual_seed(options.seed * 100_003 + epoch)
         rng = np.random.default_rng([options.seed, epoch])
         if epoch < options.encoder.epochs:
+            if epoch == 0:
+                centre(state, training, options)
             return _encoder_epoch(state, training, epoch, options, rng)
         if self._features is None:  # of a resumed run as well: they are not in the checkpoint
             self._features = freeze(state, training, options)
@@ -98,6 +100,21 @@ def _encoder_epoch(
         loss = functional.cross_entropy(found.float(), target)
         losses.append(descend(state, loss, step, options) * len(batch))
     return sum(losses) / len(training), rate
+
+
+@torch.no_grad()
+def centre(state: State, training: Sequence[TrainingScan], options: Options) -> None:
+    """Give a centred network, and its average, the mean and the spread of the people's slices."""
+    network, average = _networks(state)
+    if not network.centred:
+        return
+    both = [each for scan in training for each in (scan.image, scan.stripped) if each is not None]
+    slices = torch.cat([network.slices(each[None, None].to(options.device).float())
+                        for each in both])  # fmt: skip
+    mean = (slices.mean(0) + slices.mean(0).flip(0)) / 2  # views are mirrored half of the time
+    for each in (network, average):
+        each.mean.copy_(mean)
+        each.deviation.copy_((slices - mean).std())
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def test_ages_come_from_the_network_that_has_not_seen_the_person(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.age.expand(len(x))
 
-    card = replace(models.card("compact"), output=Output())
+    card = replace(models.card("wssa"), output=Output())
     contract = replace(card.image_contract, shape=(2, 2, 2))
     model = BrainAgeModel(replace(card, contract=contract), [Says(0.0), Says(10.0)])
     monkeypatch.setattr(registry, "read_card", lambda path: card)

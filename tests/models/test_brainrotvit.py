@@ -21,6 +21,8 @@ TINY = {
         "kernels": [[3, 5], [2, 3], [2, 2]],
         "dense": [16, 8],
     },
+    "smoothing": 0,
+    "centred": False,
 }
 
 
@@ -169,3 +171,24 @@ def test_an_image_of_another_size_is_interpolated_to_slices(network, shape):
         images[0, 0][box] = 0
         with torch.inference_mode():
             torch.testing.assert_close(near(images, sex, box=box), network(images, sex))
+
+
+@pytest.mark.parametrize("shape", [(12, 16, 16), (91, 20, 24), (11, 18, 20)])
+def test_slices_that_smoothing_reaches_are_encoded_again(shape):
+    torch.manual_seed(3)
+    network, image = build(TINY | {"smoothing": 2}).eval(), torch.rand(1, 1, *shape)
+    near, sex = network.near(image), torch.ones(1)
+    for start in range(0, shape[0] - 1, 5):
+        box = (slice(start, start + 2), slice(3, 9), slice(2, 8))
+        changed = image.clone()
+        changed[0, 0][box] = 0
+        with torch.inference_mode():
+            torch.testing.assert_close(near(changed, sex, box=box), network(changed, sex))
+
+
+def test_a_centred_network_sees_differences_from_the_mean(brains):
+    network = build(TINY | {"centred": True})
+    network.mean.copy_(brains[0, 0])
+    network.deviation.fill_(0.5)
+    torch.testing.assert_close(network.slices(brains[:1]), torch.zeros(1, 12, 16, 16))
+    torch.testing.assert_close(network.slices(brains[1:])[0], 2 * (brains[1, 0] - brains[0, 0]))

@@ -88,7 +88,7 @@ def test_a_reference_is_kept_and_belongs_to_its_weights(tmp_path: Path) -> None:
 
 
 def test_a_model_knows_how_unlike_an_image_is() -> None:
-    card = registry.card("compact")
+    card = registry.card("wssa")
     card = replace(card, contract=replace(card.contract, shape=(16, 16, 16)))
     random = np.random.default_rng(1)
     images = random.random((30, 16, 16, 16), dtype=np.float32)

@@ -93,9 +93,9 @@ def test_the_embedded_one_sees_atrophy():
 
 
 def test_it_votes_where_its_card_says_so():
-    cards = {name: load(name).card for name in embedded() if name in ("volumes", "compact")}
+    cards = {name: load(name).card for name in embedded() if name in ("volumes", "wssa")}
     beside = cards | {"volumes": dataclasses.replace(cards["volumes"], in_ensemble=False)}
-    assert voters(beside) == ["compact"]
+    assert voters(beside) == ["wssa"]
     assert voters({"volumes": beside["volumes"]}) == ["volumes"]  # nobody else is there
     inside = cards | {"volumes": dataclasses.replace(cards["volumes"], in_ensemble=True)}
-    assert voters(inside) == ["compact", "volumes"]
+    assert voters(inside) == ["volumes", "wssa"]

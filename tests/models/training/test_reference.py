@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from dataclasses import replace
 
     torch.manual_seed(1)
-    card = registry.card("compact")
+    card = replace(registry.card("wssa"), architecture="compact")
     small = replace(card, contract=replace(card.contract, shape=(16, 16, 16)),
                     network={"shape": [16, 16, 16], "channels": [4, 6]})  # fmt: skip
     registry.save_model(tmp_path, small, [CompactCNN((16, 16, 16), (4, 6))])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.brainrotvit.network import build
 from models.contract import ModelError
 from models.registry import load
 from models.training import regression
@@ -73,6 +74,12 @@ def test_the_encoder_learns_first_and_is_then_frozen(data: TrainingSet, tmp_path
         for one, other in ((first, second), (third, fourth))
     ]
     assert changed == [{"encoder"}, {"regressor"}]
+    images = torch.stack([s.image.float() for n, s in enumerate(data.scans) if n % 3])[:, None]
+    assert first["mean"].shape == (10, 16, 16)
+    torch.testing.assert_close(first["mean"], first["mean"].flip(0))  # as views are mirrored
+    network = build(OPTIONS.network)
+    network.load_state_dict(first)
+    assert network.slices(images).std().item() == pytest.approx(1, abs=0.05)
     log = (tmp_path / "4" / "a.csv").read_text().splitlines()[1:]
     assert [bool(line.split(",")[4]) for line in log] == [False, False, True, True]
 

@@ -38,7 +38,8 @@ def change(records: Path, **changes: object) -> None:
 
 def test_out_of_fold_and_in_use(records: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
-    arguments = ["volumes", "--data", str(records), "--out", str(out), "--folds", "4"]
+    arguments = ["volumes", "--data", str(records), "--out", str(out), "--folds", "4",
+                 "--whole"]  # fmt: skip
     assert main(arguments) == 0
     model = load("volumes", weights=out)
     assert model.card.figures["mae"] < 3 and model.card.figures["r"] > 0.98

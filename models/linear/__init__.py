@@ -1,0 +1,1 @@
+"""Age as a weighted sum of a smoothed tissue map."""

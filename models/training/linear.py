@@ -1,0 +1,101 @@
+"""Train the linear map: ridge regression on voxels of 4 mm, with the folds of the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.coarse import at_4_mm
+from models.contract import InputContract
+from models.linear.network import LinearMap
+from models.training.closed_form import Method
+from models.training.data import TrainingScan, TrainingSet
+from models.training.export import DEGREES_OF_FREEDOM
+from models.training.recipes import LINEAR
+
+PENALTIES = np.logspace(-2, 0.5, 11)
+"""In units of the mean squared length of a person's difference from the mean image."""
+SMALLEST_SPREAD = 1e-3
+"""Standard deviation over people below which a voxel says nothing: it lies outside every brain."""
+
+
+def method(data: TrainingSet) -> Method:
+    """The linear map, for people whose tissue maps were loaded."""
+    contract = InputContract(
+        template=data.template,
+        degrees_of_freedom=DEGREES_OF_FREEDOM,
+        shape=data.shape,
+        affine=data.affine,
+        skull_stripped=True,
+        bias_corrected=True,
+        intensity=LINEAR.intensity,
+        ages=(data.ages.min(), data.ages.max()),
+    )
+    return Method("linear", LINEAR, contract, inputs, fit, {"shape": _shape(data.scans)})
+
+
+def _shape(scans: Sequence[TrainingScan]) -> tuple[int, ...]:
+    """Of the images at 4 mm."""
+    return tuple(at_4_mm(scans[0].image[None, None].float()).shape[2:])
+
+
+def inputs(scans: Sequence[TrainingScan]) -> tuple[Tensor]:
+    """Images (N, 1, X, Y, Z)."""
+    return (torch.stack([scan.image.float() for scan in scans])[:, None],)
+
+
+def fit(scans: Sequence[TrainingScan], targets: NDArray[np.float64]) -> tuple[LinearMap, float]:
+    """Ridge regression, its penalty chosen by the error of leaving one scan out.
+
+    It is chosen with whole maps, and the weights are then fitted to whole and to stripped ones:
+    both of a person tell the same age, and to leave out one of them would leave out nobody.
+
+    Parameters
+    ----------
+    scans
+        N of them.
+    targets
+        (N,), standardised ages.
+
+    Returns
+    -------
+    LinearMap, float
+        In evaluation mode; and the penalty, in the units of ``PENALTIES``.
+    """
+    from sklearn.linear_model import Ridge, RidgeCV
+
+    network = LinearMap(_shape(scans))
+    whole = _prepared(network, [scan.image for scan in scans])
+    stripped = [scan.stripped for scan in scans if scan.stripped is not None]
+    both = np.concatenate([whole, _prepared(network, stripped)]) if stripped else whole
+    used = both.std(0) > SMALLEST_SPREAD
+    used[(used.shape[0] + 1) // 2 :] = False  # the other side says the same
+    unit = ((whole[:, used] - whole[:, used].mean(0)) ** 2).sum(1).mean()
+    penalty = RidgeCV(PENALTIES * unit).fit(whole[:, used], targets).alpha_
+    twice = len(both) / len(whole)
+    ages = np.concatenate([targets, targets[: len(stripped)]])
+    ridge = Ridge(penalty * twice).fit(both[:, used], ages)
+    weight = torch.zeros(used.shape, dtype=torch.float64)
+    weight[torch.from_numpy(used)] = torch.from_numpy(ridge.coef_)
+    _set(network, weight, float(ridge.intercept_))
+    return network.eval(), float(penalty / unit)
+
+
+@torch.no_grad()
+def _prepared(network: LinearMap, images: Sequence[Tensor]) -> NDArray[np.float64]:
+    """(N, X, Y, Z), as the network sees the images."""
+    found = [network.prepared(image[None, None].float())[0] for image in images]
+    return torch.stack(found).double().numpy()
+
+
+@torch.no_grad()
+def _set(network: LinearMap, weight: Tensor, bias: float) -> None:
+    """Give a network weights that were fitted to one side, half of them to each."""
+    both = (weight + weight.flip(0)) / 2
+    network.gain.fill_(float(both.abs().max().clamp(min=1e-12)))
+    network.weight.copy_(both / network.gain)
+    network.bias.fill_(bias)
