@@ -187,7 +187,7 @@ def ages(results: list[Results], trainings: list[Path]) -> pd.DataFrame:
         seen[model] = seen.get(model, set()) | set(frame["dataset"])
         frame["dataset"] = frame["dataset"].replace(names)
         frames.append(frame.assign(model=model, kind=OUT_OF_FOLD))
-    frames += ensemble_out_of_fold(frames)
+    frames += ensemble_of(frames, OUT_OF_FOLD)
     rows = [
         {"dataset": each.name, "participant_id": record["participant_id"], "age": record["age"],
          "model": model, "predicted_age": found["predicted_age"], "kind": UNSEEN}
@@ -203,8 +203,8 @@ def ages(results: list[Results], trainings: list[Path]) -> pd.DataFrame:
     return found.astype({"age": float, "predicted_age": float})
 
 
-def ensemble_out_of_fold(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
-    """The models' predictions out of fold, averaged as ``models.ensemble`` does it."""
+def ensemble_of(frames: list[pd.DataFrame], kind: str) -> list[pd.DataFrame]:
+    """The predictions of those models that vote, averaged as ``models.ensemble`` does it."""
     names = voters({name: models.card(name) for name in models.embedded()})
     weights = {name: models.card(name).uncertainty.standard_deviation ** -2 for name in names}
     frames = [frame for frame in frames if frame["model"].isin(weights).all()]
@@ -214,9 +214,10 @@ def ensemble_out_of_fold(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
     everything["weight"] = everything["model"].map(weights)
     everything["weighted"] = everything["weight"] * everything["predicted_age"]
     people = everything.groupby(["dataset", "participant_id", "age"], sort=False)
-    sums = people[["weight", "weighted"]].sum()[people.size() == len(frames)].reset_index()
+    members = everything["model"].nunique()
+    sums = people[["weight", "weighted"]].sum()[people.size() == members].reset_index()
     return [sums.assign(predicted_age=sums["weighted"] / sums["weight"], model="ensemble",
-                        kind=OUT_OF_FOLD)]  # fmt: skip
+                        kind=kind)]  # fmt: skip
 
 
 def carried_over(results: list[Results], trainings: list[Path]) -> list[pd.DataFrame]:
@@ -238,7 +239,8 @@ def carried_over(results: list[Results], trainings: list[Path]) -> list[pd.DataF
                 "age": [scan.age for scan in scans], "model": card.name, "predicted_age": found,
                 "kind": alone_kind(card),
             }))  # fmt: skip
-    return frames
+    kinds = {frame["kind"].iloc[0] for frame in frames}
+    return frames + (ensemble_of(frames, *kinds) if len(kinds) == 1 else [])
 
 
 def of_alone(trainings: list[Path]) -> pd.DataFrame:

@@ -59,17 +59,21 @@ def fit(name: str, folders: Sequence[Derivatives], most: int) -> noise.NoiseMode
         return noise.fit(model, images(model, folders, most), noise.Options(), progress=progress)
 
 
+def with_images() -> list[str]:
+    """The embedded models that see an image."""
+    return [name for name in models.embedded()
+            if isinstance(models.card(name).contract, InputContract)]  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Fit and write them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("results", nargs="+", type=Path, help="output folders of the app")
-    parser.add_argument("--models", nargs="+", default=models.embedded(), metavar="NAME")
+    parser.add_argument("--models", nargs="+", default=with_images(), metavar="NAME")
     parser.add_argument("--scans", type=int, default=100, help="at most (default: 100)")
     options = parser.parse_args(arguments)
     folders = [Derivatives(folder, folder, TEMPLATE) for folder in options.results]
     for name in options.models:
-        if not isinstance(models.card(name).contract, InputContract):
-            continue  # sees no image
         fitted = fit(name, folders, options.scans)
         registry.write(registry.FOLDER / name / NOISE_WEIGHTS, fitted.to_bytes())
         print(

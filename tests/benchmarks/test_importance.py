@@ -41,12 +41,12 @@ def test_tables_of_what_is_there_go_into_the_page(
 ) -> None:
     scored = {"region": 7.0, "effect": 8.04, "ranks": [1, 3], "top": ["A", "B", "C", "D"]}
     found = {"mae": 4.0, "baseline": 15.0, "r": 0.9, "maps": {"noise": scored}}
-    (tmp_path / "planted_sensorimotor_compact.json").write_text(json.dumps(found))
+    (tmp_path / "planted_sensorimotor_linear.json").write_text(json.dumps(found))
     page = tmp_path / "importance.md"
     page.write_text(importance.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(importance, "PAGE", page)
     importance.main(["tables", "--work", str(tmp_path)])
     row = (
-        "| sensorimotor | compact | 4.0 of 15.0, r 0.90 | noise | 7.0 | 8.0 | 1 and 3 | A, B, C |"
+        "| sensorimotor | linear | 4.0 of 15.0, r 0.90 | noise | 7.0 | 8.0 | 1 and 3 | A, B, C |"
     )
     assert row in page.read_text(encoding="utf-8")
