@@ -89,7 +89,7 @@ PLACES = {
     "sensorimotor": Place(Ageing(cortex=0.7), 1.5, ("Precentral", "Postcentral")),
 }
 WSSA = Options(
-    architecture="wssa", epochs=40, learning_rate=1e-3, evaluate_every=10,
+    architecture="wssa", epochs=80, learning_rate=1e-3, evaluate_every=10,
     network={"normalise": True, "coarse": True, "smoothing": 1, "attention_after_pooling": True,
              "mirror": True, "dropout_conv": 0.3, "dropout_dense": 0.0,
              "channels": [8, 12, 24, 48, 96, 192, 384], "dense": [256, 64, 32, 12]},

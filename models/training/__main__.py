@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m models.training"
 LICENSE = "CC-BY-SA-3.0"
-FINE_TUNING_RATE = 1e-5
+FINE_TUNING_RATE = 1e-4
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,6 +87,8 @@ def _add_regression(parser: argparse.ArgumentParser) -> None:
         help="train one more network, on everybody, and let the model be that one instead of the"
         " folds' networks, which then serve for its figures alone; with --fold, train it alone",
     )
+    add("--no-vote", action="store_true",
+        help="let the model stand beside the ensemble, where it is too far off")  # fmt: skip
     add("--fresh", action="store_true", help="start over, and drop what --out holds of a fold")
     add("--epochs", type=int, default=default.epochs, help="(%(default)s)")
     add("--batch-size", type=int, default=default.batch_size, help="scans a step (%(default)s)")
@@ -297,7 +299,8 @@ def _train_regression(chosen: argparse.Namespace) -> None:
     if chosen.fold is None:
         license = parent.card.license if parent else chosen.license or LICENSE
         card = export(data, folds, chosen.model, recipe, options, chosen.out,
-                      license, chosen.version, whole=chosen.whole)  # fmt: skip
+                      license, chosen.version, whole=chosen.whole,
+                      vote=not chosen.no_vote)  # fmt: skip
         found = card.figures
         print(f"{chosen.out}: MAE {found['mae']:.2f} y, r {found['r']:.3f} out of fold.")
 

@@ -60,6 +60,7 @@ def export(
     version: str,
     *,
     whole: bool = False,
+    vote: bool = True,
 ) -> ModelCard:
     """Write the model that the folds make together.
 
@@ -74,6 +75,8 @@ def export(
         SPDX name of the licence of the weights.
     whole
         The model is the network of the fold ``NOBODY``; the others give its figures.
+    vote
+        Whether it takes part in the ensemble, or stands beside it.
 
     Raises
     ------
@@ -97,6 +100,7 @@ def export(
     if whole:
         card = replace(card, training=card.training | {"members": WHOLE},
                        figures=card.figures | {"kind": NOTE_WHOLE})  # fmt: skip
+    card = replace(card, in_ensemble=vote)
     (folder / CARD).write_text(card.to_toml(), encoding="utf-8")
     write_evaluation(data, folds, predicted, figures, folder)
     _save_plot(evaluation.learning_curve_plot(histories), folder / "learning_curve")

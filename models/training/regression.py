@@ -99,7 +99,8 @@ def train_fold(
         Of the checkpoint and the log.
     start
         Network of ``options.parent`` to fine-tune. Its level is first moved to that of the people
-        to train on, for a low learning rate would hardly take it there.
+        to train on, for a low learning rate would hardly take it there. Batch normalisation keeps
+        the statistics of those that the parent was trained on.
     train_epoch
         What an epoch is, where it is not one pass over the images with a step for each batch.
 
@@ -136,7 +137,7 @@ def train_fold(
             raise ModelError(f"{name}: the loss is not finite; choose a lower learning rate.")
         row = Epoch(epoch + 1, round(time.monotonic() - began, 1), rate, loss)
         due = (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs
-        if due and train_epoch is None:
+        if due and train_epoch is None and start is None:
             renew_statistics(state.average, training, options)
         if tests and due and epoch >= encoder_epochs:
             row = _evaluated(row, state.average, tests, output, options)
@@ -218,6 +219,10 @@ def _train_epoch(
     order = rng.permutation(len(training))
     batches = [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
     state.network.train()
+    if options.parent:  # a handful of people: their statistics would move the level again
+        for layer in state.network.modules():
+            if isinstance(layer, nn.BatchNorm3d):
+                layer.eval()
     losses, rate = [], 0.0
     for number, batch in enumerate(batches):
         step = epoch * len(batches) + number

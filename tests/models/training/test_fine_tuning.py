@@ -94,7 +94,7 @@ def test_it_helps_on_another_scanner_and_keeps_what_is_the_parents(
     assert new.contract == replace(old.contract, ages=(15, 65))  # of both
     assert new.training["augmentation"] == []
     assert new.training["sites"] == {"north": 16}
-    assert new.training["learning_rate"] == 1e-5
+    assert new.training["learning_rate"] == 1e-4
     kept = new.training["parent"]
     assert kept["weights_sha256"] == old.weights_sha256 != new.weights_sha256
     assert (kept["name"], kept["license"], kept["datasets"]) == ("wssa", "CC0-1.0", ["home-raw"])

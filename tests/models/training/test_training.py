@@ -157,6 +157,9 @@ def test_one_network_of_everybody(
     assert folds == {"0", "1", "2"}
     seen = torch.load(out / "whole.pt", weights_only=True)["average"]
     assert torch.equal(seen["convs.0.bias"].half(), model.networks[0].convs[0].bias.half())
+    assert model.card.in_ensemble
+    assert main([*arguments, "--finish", "--no-vote"]) == 0
+    assert not load("mine", weights=out).card.in_ensemble
 
 
 def test_folds_side_by_side_then_export_then_load(
