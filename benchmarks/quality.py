@@ -34,6 +34,7 @@ import pandas as pd
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+import models  # noqa: E402
 from benchmarks.corruptions import KINDS, Head  # noqa: E402
 from benchmarks.markdown import table  # noqa: E402
 from bidsapp import execution, participant  # noqa: E402
@@ -44,6 +45,7 @@ from bidsapp.preprocessing.image import Image, load_t1w  # noqa: E402
 from bidsapp.preprocessing.segmentation import Segmentation, volumes  # noqa: E402
 from bidsapp.settings import Settings  # noqa: E402
 from bidsapp.study import Scan, load_study  # noqa: E402
+from models.ensemble import voters  # noqa: E402
 from models.segmentation import labels  # noqa: E402
 
 PAIRS = {"ixi": 7, "ds002748": 2}
@@ -82,6 +84,8 @@ LOGARITHMIC = {
     "edge_sharpness", "noise", "bias_field_ratio", "ghosting",
 }  # fmt: skip
 BY_HAND = {name: limits for name, limits in quality.LIMITS.items() if name not in JUDGED}
+VOTERS = voters({name: models.card(name) for name in models.embedded()})
+"""Of them the ensemble is made, whose age a corruption moves."""
 Limits = dict[str, tuple[float, float]]
 
 
@@ -200,8 +204,9 @@ def prepare(case: Case, options: argparse.Namespace) -> Literal["done", "skipped
 
 
 def app_settings(options: argparse.Namespace) -> Settings:
-    """Settings of the app, without a study."""
-    return Settings(options.data, options.scratch / "none", ("participant",), device="cpu")
+    """Settings of the app, without a study, for the models that vote."""
+    return Settings(options.data, options.scratch / "none", ("participant",), device="cpu",
+                    models=tuple(VOTERS))  # fmt: skip
 
 
 def arrays_of(found: participant.Prepared) -> dict[str, Any]:
@@ -288,8 +293,8 @@ def row_of(record: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {f"share_{name}": value for name, value in shares_of(record).items()}
     return record["quality"] | sizes | {
         "predicted_age": ages["ensemble"]["predicted_age"],
-        "weights": json.dumps({name: of["weights_sha256"] for name, of in sorted(ages.items())
-                               if name != "ensemble"}),
+        "weights": json.dumps({name: ages.get(name, {}).get("weights_sha256")
+                               for name in sorted(VOTERS)}),
     }  # fmt: skip
 
 

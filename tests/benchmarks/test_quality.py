@@ -125,7 +125,8 @@ def test_sound_scans_are_halved_by_age(tmp_path: Path) -> None:
         record = {
             "participant_id": f"sub-{label}", "age": age, "quality": {"cnr": age},
             "volumes_ml": {"brain": 1000.0, "brain_stem_and_ventral_diencephalon": 100.0},
-            "predictions": {"a": {"predicted_age": 1, "weights_sha256": "x"},
+            "predictions": {"wssa": {"predicted_age": 1, "weights_sha256": "x"},
+                            "volumes": {"predicted_age": 2, "weights_sha256": "y"},
                             "ensemble": {"predicted_age": 33.0}},
         }  # fmt: skip
         path = tmp_path / f"sub-{label}" / "anat" / f"sub-{label}_brainage.json"
@@ -135,4 +136,6 @@ def test_sound_scans_are_halved_by_age(tmp_path: Path) -> None:
     assert found["stem"].tolist() == ["sub-02", "sub-03", "sub-01"]
     assert found["half"].tolist() == [0, 1, 0]
     assert found["share_BS"][0] == pytest.approx(np.log(0.1), abs=1e-4)
-    assert json.loads(found["weights"][0]) == {"a": "x"}
+    weights = json.loads(found["weights"][0])
+    assert weights.pop("wssa") == "x" and "volumes" not in weights  # which does not vote
+    assert not any(weights.values())  # of those that were not run
