@@ -8,6 +8,9 @@ import numpy as np
 
 from models.contract import ModelCard, Prediction
 
+MARGIN = 5.0
+"""Years beyond the ages that a model was trained on at which it still votes."""
+
 
 def voters(cards: Mapping[str, ModelCard]) -> list[str]:
     """The models that the ensemble is made of: all that have a vote, or all where none has."""
@@ -45,11 +48,12 @@ def combine(predictions: Sequence[Prediction]) -> Prediction:
 def within_ages(
     predictions: Sequence[Prediction], ages: Sequence[tuple[float, float]]
 ) -> list[Prediction]:
-    """Those whose model was trained on brains as old as the others take this one for.
+    """Those whose model was trained on brains about as old as the others take this one for.
 
     A model of people from 42 to 82 years calls nobody younger than 42, and is sure of it: it may
     not vote on a brain that the others together see outside these years. The person's own age
-    has no say, for the prediction must not know it. All stay where none would.
+    has no say, for the prediction must not know it. All stay where none would, and within
+    ``MARGIN`` of these years: so close to its end a model is worth more than none beside it.
 
     Parameters
     ----------
@@ -59,6 +63,6 @@ def within_ages(
     kept = []
     for index, (low, high) in enumerate(ages):
         others = [each for i, each in enumerate(predictions) if i != index]
-        if not others or low <= combine(others).predicted_age <= high:
+        if not others or low - MARGIN <= combine(others).predicted_age <= high + MARGIN:
             kept.append(predictions[index])
     return kept or list(predictions)
