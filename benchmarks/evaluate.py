@@ -507,7 +507,8 @@ def quality(material: Material) -> tuple[str, str]:
     """Distribution of the quality figures."""
     about = (
         "5 / 50 / 95 % of the scans of each data set. A scan outside of the limits is flagged; "
-        "the figures are explained in `quality.md`."
+        "the figures are explained in [quality.md](quality.md); how many corrupted scans they catch "
+        f"says [quality_evaluation.md](quality_evaluation.md).{apart(material)}"
     )
     frames = {
         each.name: pd.DataFrame([record["quality"] for record in each.records])
@@ -527,6 +528,19 @@ def quality(material: Material) -> tuple[str, str]:
             row.append(" / ".join(f"{v:.4g}" for v in quantiles) if len(values) else UNKNOWN)
         rows.append(row)
     return about, table(["figure", "limits", *frames], rows)
+
+
+def apart(material: Material) -> str:
+    """By how many years the models that vote differ on people whom they have not seen."""
+    names = voters({name: models.card(name) for name in models.embedded()})
+    out_of_fold = material.ages[material.ages["kind"] == OUT_OF_FOLD]
+    wide = out_of_fold.pivot(index=["dataset", "participant_id"], columns="model",
+                             values="predicted_age")  # fmt: skip
+    if len(names) < 2 or not set(names) <= set(wide):
+        return ""
+    widths = wide[names].max(axis=1) - wide[names].min(axis=1)
+    return (f" Out of fold, the models of the ensemble differ by {widths.median():.1f} years in the "
+            f"median and {widths.max():.1f} at most.")  # fmt: skip
 
 
 def limits_words(name: str) -> str:
