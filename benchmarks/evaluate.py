@@ -507,8 +507,8 @@ def quality(material: Material) -> tuple[str, str]:
     """Distribution of the quality figures."""
     about = (
         "5 / 50 / 95 % of the scans of each data set. A scan outside of the limits is flagged; "
-        "the figures are explained in [quality.md](quality.md); how many corrupted scans they catch "
-        f"says [quality_evaluation.md](quality_evaluation.md).{apart(material)}"
+        "[quality.md](quality.md) explains the figures, and [quality_evaluation.md]"
+        f"(quality_evaluation.md) says how many corrupted scans they catch.{apart(material)}"
     )
     frames = {
         each.name: pd.DataFrame([record["quality"] for record in each.records])
@@ -539,8 +539,8 @@ def apart(material: Material) -> str:
     if len(names) < 2 or not set(names) <= set(wide):
         return ""
     widths = wide[names].max(axis=1) - wide[names].min(axis=1)
-    return (f" Out of fold, the models of the ensemble differ by {widths.median():.1f} years in the "
-            f"median and {widths.max():.1f} at most.")  # fmt: skip
+    return (f" Out of fold, the models of the ensemble differ by {widths.median():.1f} years in "
+            f"the median and {widths.max():.1f} at most.")  # fmt: skip
 
 
 def limits_words(name: str) -> str:
