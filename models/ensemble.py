@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from models.contract import ModelCard, Prediction
 
 MARGIN = 5.0
-"""Years beyond the ages that a model was trained on at which it still votes."""
+"""Years beyond the ages that a model was trained on within which it votes."""
 
 
 def voters(cards: Mapping[str, ModelCard]) -> list[str]:
@@ -48,21 +49,34 @@ def combine(predictions: Sequence[Prediction]) -> Prediction:
 def within_ages(
     predictions: Sequence[Prediction], ages: Sequence[tuple[float, float]]
 ) -> list[Prediction]:
-    """Those whose model was trained on brains about as old as the others take this one for.
+    """The votes that models have on a brain, by the ages they were trained on.
 
     A model of people from 42 to 82 years calls nobody younger than 42, and is sure of it: it may
-    not vote on a brain that the others together see outside these years. The person's own age
-    has no say, for the prediction must not know it. All stay where none would, and within
-    ``MARGIN`` of these years: so close to its end a model is worth more than none beside it.
+    not vote on a brain that the others together see more than ``MARGIN`` years outside of these.
+    The person's own age has no say, for the prediction must not know it. All stay where none
+    would. A vote beyond ``MARGIN`` counts as one at it: there a model has seen nobody, and on the
+    scan of an unknown scanner one that is linear may name any age.
 
     Parameters
     ----------
     ages
         Youngest and oldest age each model was trained on, in years.
     """
+    bounds = [(low - MARGIN, high + MARGIN) for low, high in ages]
+    votes = [_bounded(each, *ends) for each, ends in zip(predictions, bounds, strict=True)]
     kept = []
-    for index, (low, high) in enumerate(ages):
-        others = [each for i, each in enumerate(predictions) if i != index]
-        if not others or low - MARGIN <= combine(others).predicted_age <= high + MARGIN:
-            kept.append(predictions[index])
-    return kept or list(predictions)
+    for index, (low, high) in enumerate(bounds):
+        others = [each for i, each in enumerate(votes) if i != index]
+        if not others or low <= combine(others).predicted_age <= high:
+            kept.append(votes[index])
+    return kept or votes
+
+
+def _bounded(prediction: Prediction, low: float, high: float) -> Prediction:
+    """The prediction, moved with its interval to the nearer end where it lies outside."""
+    moved = min(max(prediction.predicted_age, low), high) - prediction.predicted_age
+    if not moved:
+        return prediction
+    start, end = prediction.interval
+    return replace(prediction, predicted_age=prediction.predicted_age + moved,
+                   interval=(start + moved, end + moved))  # fmt: skip

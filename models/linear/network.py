@@ -33,7 +33,7 @@ class LinearMap(nn.Module):
     gain: Tensor
     bias: Tensor
 
-    def __init__(self, shape: Sequence[int] = (46, 55, 46), smoothing: int = 3) -> None:
+    def __init__(self, shape: Sequence[int] = (46, 55, 46), smoothing: int = 1) -> None:
         super().__init__()
         self.smoothing = smoothing
         self.weight = nn.Parameter(torch.zeros(tuple(shape)))

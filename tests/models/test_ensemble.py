@@ -73,9 +73,18 @@ def test_a_model_of_some_ages_has_no_vote_on_others(seen, votes):
     """The third, which knows 42 to 82 years alone, votes where the mean of the others is there."""
     elder = other(predicted_age=45.0, standard_deviation=1.0)
     predictions = [*(other(predicted_age=age) for age in seen), elder]
-    assert within_ages(predictions, [(20, 80), (20, 80), (42, 82)]) == predictions[:votes]
+    assert within_ages(predictions, [(20, 95), (20, 95), (42, 82)]) == predictions[:votes]
 
 
 def test_alone_any_model_votes():
     assert within_ages([ONE], [(42, 82)]) == [ONE]
-    assert within_ages([ONE, ONE], [(46, 82), (60, 82)]) == [ONE, ONE]
+    found = within_ages([ONE, ONE], [(46, 82), (60, 82)])  # each at its margin
+    assert [each.predicted_age for each in found] == [41, 55]
+
+
+def test_a_vote_far_beyond_the_ages_counts_as_one_at_their_margin():
+    wild = other(predicted_age=3.0, interval=(-4.0, 11.0))
+    found = within_ages([ONE, wild], [(19, 80), (19, 80)])
+    assert found[0] is ONE
+    assert (found[1].predicted_age, found[1].interval) == (14.0, (7.0, 22.0))
+    assert within_ages([other(predicted_age=90.0)], [(19, 80)])[0].predicted_age == 85
