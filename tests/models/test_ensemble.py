@@ -78,8 +78,8 @@ def test_a_model_of_some_ages_has_no_vote_on_others(seen, votes):
 
 def test_alone_any_model_votes():
     assert within_ages([ONE], [(42, 82)]) == [ONE]
-    found = within_ages([ONE, ONE], [(46, 82), (60, 82)])  # each at its margin
-    assert [each.predicted_age for each in found] == [41, 55]
+    strangers = within_ages([ONE, other(predicted_age=70.0)], [(60, 82), (20, 40)])
+    assert [each.predicted_age for each in strangers] == [55, 45]
 
 
 def test_a_vote_far_beyond_the_ages_counts_as_one_at_their_margin():
