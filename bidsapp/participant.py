@@ -44,6 +44,8 @@ GRID_SHAPE = (91, 109, 91)
 GRID_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 """The 2 mm MNI grid of the written images, RAS."""
 DEGREES_OF_FREEDOM = 12
+TIMED = ("segmentation", "bias_field", "registration", "resampling", "quality", "figures")
+"""Steps whose seconds stay in the record when a scan is only predicted again."""
 
 
 def run(settings: Settings) -> int:
@@ -556,7 +558,7 @@ def _reload(earlier: dict[str, Any], scan: Scan, out: Derivatives) -> Prepared:
         earlier["volumes_ml"],
         {key: of for key, of in earlier["quality"].items() if key not in ("passed", "flags")},
         steps,
-        earlier["seconds"],
+        {step: earlier["seconds"][step] for step in TIMED if step in earlier["seconds"]},
     )
 
 
