@@ -58,6 +58,9 @@ FEWEST = 3
 """Scans below which only the errors themselves are shown."""
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
 UNKNOWN = "n/a"
+ACCURACY_AIMS = {"wssa": (5.5, 0.90), "brainrotvit": (5.5, 0.90), "ensemble": (4.8, 0.93)}
+AWAY_AIM, RETEST_AIM = 6.5, 1.0
+DICE_AIMS = {"brain": 0.97, "intracranial": 0.97, "LV": 0.90, "WM": 0.90}
 OUT_OF_FOLD, UNSEEN = "out of fold", "unseen"
 
 
@@ -274,6 +277,53 @@ def _has_seen(model: str, dataset: str, seen: Mapping[str, set[str]]) -> bool:
 
 
 # --- the tables: each returns what to know before reading it, and the table ---
+
+
+def aims(material: Material) -> tuple[str, str]:
+    """What this version aims at, and what it reaches; no figure that is not in a table below."""
+    about = (
+        "What was aimed at and what is reached; the tables below say of whom and how sure it is. "
+        "Out of fold on the largest data set, and trained on it alone for the others. Aims for "
+        "importance maps and corrupted scans are measured in [importance.md](importance.md) and "
+        "[quality_evaluation.md](quality_evaluation.md), what was tried in "
+        "[training.md](training.md)."
+    )
+    ages = material.ages
+    sizes = ages[ages["kind"] == OUT_OF_FOLD]["dataset"].value_counts()
+    home = sizes.idxmax() if len(sizes) else ""
+    rows = []
+
+    def row(words: str, aim: str, found: float, reached: bool, digits: int = 2) -> None:
+        rows.append([words, aim, f"{found:.{digits}f}", "yes" if reached else "no"])
+
+    for (dataset, model, kind), part in _groups(ages).items():
+        error = (part["predicted_age"] - part["age"]).abs().mean()
+        if dataset == home and kind == OUT_OF_FOLD and model in ACCURACY_AIMS:
+            years, r = ACCURACY_AIMS[str(model)]
+            found = part["predicted_age"].corr(part["age"])
+            row(f"{model}, {dataset}: MAE, years", f"< {years}", error, error < years)
+            row(f"{model}, {dataset}: r", f"> {r}", found, found > r, 3)
+        elif kind.startswith(f"{UNSEEN};") and model == "ensemble" and len(part) >= FEWEST:
+            row(f"{model}, {dataset}, {kind}: MAE, years", f"< {AWAY_AIM}", error,
+                error < AWAY_AIM)  # fmt: skip
+    if not material.retest.empty:
+        last = material.retest[material.retest["model"] == material.retest["model"].iloc[-1]]
+        moved = float(moves_of(last).to_numpy().mean())
+        row("the same heads again: mean change, years", f"< {RETEST_AIM}", moved,
+            moved < RETEST_AIM)  # fmt: skip
+    dice = read_dice()
+    for name, aim in DICE_AIMS.items():
+        if name in dice:
+            found = dice[name]["mean"]
+            row(f"{name}: Dice, out of fold", f">= {aim}", found, found >= aim, 3)
+    return about, table(["", "aim", "found", "reached"], rows)
+
+
+def read_dice() -> dict[str, Any]:
+    """Overlaps on the card of the segmentation network."""
+    path = registry.FOLDER / registry.SEGMENTATION / registry.CARD
+    card = tomllib.loads(path.read_text(encoding="utf-8"))
+    return dict(card.get("figures", {}).get("dice", {}))
 
 
 def runs(material: Material) -> tuple[str, str]:
@@ -578,6 +628,7 @@ def seconds(material: Material) -> tuple[str, str]:
 
 
 TABLES: dict[str, tuple[str, Callable[[Material], tuple[str, str]]]] = {
+    "aims": ("Aims", aims),
     "runs": ("Scans", runs),
     "predictions": ("Predicted age", predictions),
     "decades": ("Error by age", decades),
