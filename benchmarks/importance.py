@@ -33,7 +33,7 @@ from benchmarks.markdown import put, table  # noqa: E402
 from bidsapp import noise_models  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.explain import UNITS, atlas_of  # noqa: E402
-from bidsapp.importance import noise  # noqa: E402
+from bidsapp.importance import attention, noise  # noqa: E402
 from bidsapp.importance.brain import Array, Brain, Mask  # noqa: E402
 from bidsapp.importance.gradcam import gradcam, merged, suited  # noqa: E402
 from bidsapp.importance.noise import NoiseModel  # noqa: E402
@@ -291,6 +291,8 @@ def real(name: str, out: Path, most: int, work: Path) -> dict[str, Any]:
     }
     if suited(model):
         methods["gradcam"] = 40, lambda brain: merged(gradcam(model, brain))
+    if attention.suited(model):
+        methods["attention"] = 40, lambda brain: attention.attention(model, brain)
     maps = {}
     for method, (scans, make) in methods.items():
         maps[method], seconds[method] = averaged(images, scans, make)
@@ -374,9 +376,9 @@ def cost_table(work: Path) -> str:
         rows.append([path.stem.removeprefix("real_"), str(found["scans"]),
                      f"{seconds['fit'] / 60:.1f} min",
                      *(f"{seconds[m]:.2f}" if m in seconds else "n/a"
-                       for m in ("noise", "occlusion", "gradcam"))])  # fmt: skip
+                       for m in ("noise", "occlusion", "gradcam", "attention"))])  # fmt: skip
     return table(["model", "scans", "noise model fitted", "noise, one scan",
-                  "occlusion, one scan", "gradcam, one scan"], rows)  # fmt: skip
+                  "occlusion, one scan", "gradcam, one scan", "attention, one scan"], rows)  # fmt: skip
 
 
 def real_table(work: Path) -> str:
