@@ -377,8 +377,8 @@ def cost_table(work: Path) -> str:
                      f"{seconds['fit'] / 60:.1f} min",
                      *(f"{seconds[m]:.2f}" if m in seconds else "n/a"
                        for m in ("noise", "occlusion", "gradcam", "attention"))])  # fmt: skip
-    return table(["model", "scans", "noise model fitted", "noise, one scan",
-                  "occlusion, one scan", "gradcam, one scan", "attention, one scan"], rows)  # fmt: skip
+    each = [f"{method}, one scan" for method in ("noise", "occlusion", "gradcam", "attention")]
+    return table(["model", "scans", "noise model fitted", *each], rows)
 
 
 def real_table(work: Path) -> str:
