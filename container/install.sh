@@ -25,7 +25,14 @@ compile() {
         "$APP/bin/python" - <<'END'
 import importlib, pkgutil, py_compile, sys
 import bidsapp, models
-names = ["bids", "nilearn.datasets", "templateflow.api"]  # loaded late
+from PIL import Image
+names = [  # loaded late
+    "bids", "contourpy", "encodings.unicode_escape", "encodings.utf_8_sig",
+    "matplotlib.backends.backend_svg", "nilearn.datasets", "pandas.core.methods.to_dict",
+    "pandas.core.reshape.reshape", "sqlalchemy.dialects.sqlite", "templateflow.api",
+    "templateflow.conf.bids",
+]
+Image.preinit()  # kinds of pictures
 for package in (bidsapp, models):
     inside = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
     names += [each.name for each in inside if not each.name.endswith("__main__")]
