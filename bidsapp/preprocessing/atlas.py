@@ -68,7 +68,7 @@ def _cerebra() -> tuple[Path, Path]:
                         raise_empty=True)  # fmt: skip
     except Exception as error:  # requests' and templateflow's own errors have no common base
         raise UserError(
-            f"The atlas {NAME} cannot be had ({type(error).__name__}); put "
+            f"The atlas {NAME} cannot be had; put "
             f"tpl-{SPACE} into TEMPLATEFLOW_HOME on a machine with a network, or name an atlas "
             "with --atlas."
         ) from error
