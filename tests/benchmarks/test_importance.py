@@ -46,7 +46,5 @@ def test_tables_of_what_is_there_go_into_the_page(
     page.write_text(importance.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(importance, "PAGE", page)
     importance.main(["tables", "--work", str(tmp_path)])
-    row = (
-        "| sensorimotor | linear | 4.0 of 15.0, r 0.90 | noise | 7.0 | 8.0 | 1 and 3 | A, B, C |"
-    )
+    row = "| sensorimotor | linear | 4.0 of 15.0, r 0.90 | noise | 7.0 | 8.0 | 1 and 3 | A, B, C |"
     assert row in page.read_text(encoding="utf-8")
