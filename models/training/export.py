@@ -147,17 +147,7 @@ def _card(
     version: str,
 ) -> ModelCard:
     ages = data.ages
-    contract = InputContract(
-        template=data.template,
-        degrees_of_freedom=DEGREES_OF_FREEDOM,
-        shape=data.shape,
-        affine=data.affine,
-        skull_stripped=True,
-        bias_corrected=True,
-        intensity=options.intensity,
-        ages=_ages(data, options),
-        needs_sex=options.needs_sex,
-    )
+    contract = contract_of(data, options.intensity, _ages(data, options), options.needs_sex)
     return ModelCard(
         name=name,
         title=f"{recipe.title}, fine-tuned" if options.parent else recipe.title,
@@ -174,6 +164,23 @@ def _card(
         network=options.network,
         training=_training(data, options),
         figures=figures_table(data, predicted, figures),
+    )
+
+
+def contract_of(
+    data: TrainingSet, intensity: str, ages: tuple[float, float], needs_sex: bool = False
+) -> InputContract:
+    """What a model takes that was trained on these images."""
+    return InputContract(
+        template=data.template,
+        degrees_of_freedom=DEGREES_OF_FREEDOM,
+        shape=data.shape,
+        affine=data.affine,
+        skull_stripped=True,
+        bias_corrected=True,
+        intensity=intensity,
+        ages=ages,
+        needs_sex=needs_sex,
     )
 
 

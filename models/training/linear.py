@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.coarse import at_4_mm
-from models.contract import InputContract
 from models.linear.network import LinearMap
 from models.training.closed_form import Method
 from models.training.data import TrainingScan, TrainingSet
-from models.training.export import DEGREES_OF_FREEDOM
+from models.training.export import contract_of
 from models.training.recipes import LINEAR
 
 PENALTIES = np.logspace(-1, 0, 5)
@@ -26,16 +25,7 @@ SMALLEST_SPREAD = 1e-3
 
 def method(data: TrainingSet) -> Method:
     """The linear map, for people whose tissue maps were loaded."""
-    contract = InputContract(
-        template=data.template,
-        degrees_of_freedom=DEGREES_OF_FREEDOM,
-        shape=data.shape,
-        affine=data.affine,
-        skull_stripped=True,
-        bias_corrected=True,
-        intensity=LINEAR.intensity,
-        ages=(data.ages.min(), data.ages.max()),
-    )
+    contract = contract_of(data, LINEAR.intensity, (data.ages.min(), data.ages.max()))
     return Method("linear", LINEAR, contract, inputs, fit, {"shape": _shape(data.scans)})
 
 
