@@ -311,7 +311,7 @@ def aims(material: Material) -> tuple[str, str]:
         moved = float(moves_of(last).to_numpy().mean())
         row("the same heads again: mean change, years", f"< {RETEST_AIM}", moved,
             moved < RETEST_AIM)  # fmt: skip
-    dice = read_dice()
+    dice = segmentation_figures().get("dice", {})
     for name, aim in DICE_AIMS.items():
         if name in dice:
             found = dice[name]["mean"]
@@ -319,11 +319,10 @@ def aims(material: Material) -> tuple[str, str]:
     return about, table(["", "aim", "found", "reached"], rows)
 
 
-def read_dice() -> dict[str, Any]:
-    """Overlaps on the card of the segmentation network."""
+def segmentation_figures() -> dict[str, Any]:
+    """Figures on the card of the segmentation network."""
     path = registry.FOLDER / registry.SEGMENTATION / registry.CARD
-    card = tomllib.loads(path.read_text(encoding="utf-8"))
-    return dict(card.get("figures", {}).get("dice", {}))
+    return dict(tomllib.loads(path.read_text(encoding="utf-8")).get("figures", {}))
 
 
 def runs(material: Material) -> tuple[str, str]:
@@ -514,9 +513,7 @@ def groups(material: Material) -> tuple[str, str]:
 
 def segmentation(material: Material) -> tuple[str, str]:
     """Dice of the segmentation network out of fold, as its card says."""
-    path = registry.FOLDER / registry.SEGMENTATION / registry.CARD
-    card = tomllib.loads(path.read_text(encoding="utf-8"))
-    figures = card.get("figures", {})
+    figures = segmentation_figures()
     names = {structure.abbreviation: structure.name for structure in STRUCTURES}
     rows = [
         [names.get(key, key.replace("_", " ")), f"{of['mean']:.3f}", f"{of['percentile_5']:.3f}"]

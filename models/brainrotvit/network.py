@@ -247,8 +247,7 @@ class BrainRotViT(nn.Module):
         nor brought to 4 mm.
     centred
         Slices show how a brain differs from the mean of those it was trained on, which the buffers
-        ``mean`` and ``deviation`` hold: of whole slices a small encoder learns in an hour what it
-        learns of differences in a minute.
+        ``mean`` and ``deviation`` hold: what age does to a place is little beside what it is.
     """
 
     mean: Tensor

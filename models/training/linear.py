@@ -18,7 +18,7 @@ from models.training.recipes import LINEAR
 
 PENALTIES = np.logspace(-1, 0, 5)
 """In units of the mean squared length of a person's difference from the mean image. Lower ones win
-in some folds by little, and move with every rescan of a head by twice as much."""
+in some folds by little, and move more with every rescan of a head."""
 SMALLEST_SPREAD = 1e-3
 """Standard deviation over people below which a voxel says nothing: it lies outside every brain."""
 
