@@ -79,12 +79,12 @@ CHANGES: dict[str, Callable[[Image], Image]] = {
 
 
 def ages_again(folder: Path, scans: Sequence[TrainingScan]) -> pd.DataFrame:
-    """Age of each scan by the network of the fold that held its person out.
+    """Age of each scan by the networks of the fold that held its person out.
 
     Parameters
     ----------
     folder
-        Training folder of a model of one network per fold.
+        Training folder of a model whose members are the folds' networks, fold by fold.
     scans
         Of the output folder of such a data set, as the model takes them.
 
@@ -97,9 +97,10 @@ def ages_again(folder: Path, scans: Sequence[TrainingScan]) -> pd.DataFrame:
     model = registry.load(name, weights=folder)
     table = pd.read_csv(folder / "out_of_fold.tsv", sep="\t", dtype={"participant_id": str})
     folds = dict(zip(table["participant_id"], table["fold"]))
-    rows = []
+    each, rows = len(model.networks) // table["fold"].nunique(), []
     for scan in scans:
-        alone = replace(model, networks=[model.networks[folds[scan.participant_id]]])
+        first = each * folds[scan.participant_id]
+        alone = replace(model, networks=model.networks[first : first + each])
         age = alone.predict(scan.image.float().numpy(), scan.sex).predicted_age
         change = scan.name.split("_acq-")[1].split("_")[0]
         rows.append({"person": scan.participant_id, "change": change, "model": name, "age": age})

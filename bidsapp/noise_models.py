@@ -72,6 +72,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", default=with_images(), metavar="NAME")
     parser.add_argument("--scans", type=int, default=100, help="at most (default: 100)")
     options = parser.parse_args(arguments)
+    for name in options.models:
+        if not isinstance(models.card(name).contract, InputContract):
+            parser.error(f"{name} sees no image, so that no noise can be added to it; name"
+                         f" {', '.join(with_images())}.")  # fmt: skip
     folders = [Derivatives(folder, folder, TEMPLATE) for folder in options.results]
     for name in options.models:
         fitted = fit(name, folders, options.scans)

@@ -20,6 +20,8 @@ from models.training.options import (
 from models.training.recipes import CLOSED_FORM, RECIPES, VOLUMES, Recipe
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from models.prediction import BrainAgeModel
 
 PROGRAM = "python -m models.training"
@@ -73,6 +75,9 @@ def _add_regression(parser: argparse.ArgumentParser) -> None:
         help="where checkpoints, logs and the model go; a killed run goes on from there",
     )
     add("--folds", type=int, default=default.folds, help="of the cross-validation (%(default)s)")
+    add("--networks", type=int, default=default.networks, metavar="N",
+        help="of each fold, from random starts of their own; their mean is its prediction"
+        " (%(default)s)")  # fmt: skip
     add(
         "--fold",
         type=int,
@@ -121,9 +126,9 @@ def _add_regression(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--readout",
-        choices=["random", "ridge"],
+        choices=["random", "centred", "ridge"],
         default=None,
-        help=f"how the dense layers start ({default.readout})",
+        help=f"how the dense layers of WSSA start ({default.readout})",
     )
     add("--intensity", default=None, metavar="RULE", help="other than the recipe's")
     add("--loss", choices=["smooth_l1", "l1", "mse"], default=default.loss, help="(%(default)s)")
@@ -266,7 +271,7 @@ def _write_reference(chosen: argparse.Namespace) -> None:
 def _train_regression(chosen: argparse.Namespace) -> None:
     # Late, so that --help answers at once.
     from models.training.data import load_training_set
-    from models.training.export import NOBODY, checkpoint_name, export
+    from models.training.export import NOBODY, export, runs_of
     from models.training.fine_tuning import check_fits
     from models.training.folds import assign_folds
     from models.training.regression import train_fold
@@ -288,14 +293,14 @@ def _train_regression(chosen: argparse.Namespace) -> None:
     numbers = list(range(options.folds)) if chosen.fold is None else [chosen.fold]
     if chosen.whole:
         numbers = [*([] if chosen.fold is not None else numbers), NOBODY]
-    for fold in [] if chosen.finish else numbers:
-        name = checkpoint_name(fold)
+    small = data.pooled(2 if options.network.get("coarse") else recipe.pooling)
+    runs = [(fold, *run) for fold in numbers for run in runs_of(fold, options)]
+    for fold, name, each in [] if chosen.finish else runs:
         if chosen.fresh:
             (chosen.out / f"{name}.pt").unlink(missing_ok=True)
-        start = parent.networks[fold % len(parent.networks)] if parent else None
-        small = data.pooled(2 if options.network.get("coarse") else recipe.pooling)
+        start = _start_of(parent, fold * options.networks + each.seed - options.seed)
         how = TwoStages() if options.encoder else None
-        train_fold(small, folds == fold, name, options, chosen.out, _say, start, how)
+        train_fold(small, folds == fold, name, each, chosen.out, _say, start, how)
     if chosen.fold is None:
         license = parent.card.license if parent else chosen.license or LICENSE
         card = export(data, folds, chosen.model, recipe, options, chosen.out,
@@ -309,8 +314,8 @@ def regression_options(chosen: argparse.Namespace, parent: BrainAgeModel | None 
     """The options of a training run, of what the command line says and of the model to tune."""
     recipe = RECIPES[chosen.model]
     without = AUGMENTATIONS if "all" in chosen.without else chosen.without
-    same = ("folds", "epochs", "batch_size", "weight_decay", "schedule", "loss", "average",
-            "seed", "threads", "dora")  # fmt: skip
+    same = ("folds", "networks", "epochs", "batch_size", "weight_decay", "schedule", "loss",
+            "average", "seed", "threads", "dora")  # fmt: skip
     options = Options(
         architecture=chosen.model,
         network=_parse_network(chosen.network),
@@ -333,6 +338,11 @@ def regression_options(chosen: argparse.Namespace, parent: BrainAgeModel | None 
 
     unused = OF_INTENSITIES if options.intensity == TISSUE_MAP else ()
     return replace(options, augmentation=options.augmentation.without(*without, *unused))
+
+
+def _start_of(parent: BrainAgeModel | None, number: int) -> nn.Module | None:
+    """The networks of a model to fine-tune in turn."""
+    return parent.networks[number % len(parent.networks)] if parent else None
 
 
 def _parent(chosen: argparse.Namespace) -> BrainAgeModel | None:

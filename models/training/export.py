@@ -44,9 +44,23 @@ NOTE_WHOLE = (
 WHOLE = "one network, trained on everybody"
 
 
-def checkpoint_name(fold: int) -> str:
-    """Name of the checkpoint and the log of a fold."""
-    return "whole" if fold == NOBODY else f"fold{fold}"
+def runs_of(fold: int, options: Options) -> list[tuple[str, Options]]:
+    """The networks of a fold: name of checkpoint and log, and options with a seed of its own."""
+    name = "whole" if fold == NOBODY else f"fold{fold}"
+    return [
+        (f"{name}-{n + 1}" if n else name, replace(options, seed=options.seed + n))
+        for n in range(options.networks)
+    ]
+
+
+def _words(name: str) -> str:
+    """A checkpoint's name as a plot says it: fold0-2 -> fold 0-2."""
+    return name.replace("fold", "fold ")
+
+
+def whole_words(networks: int = 1) -> str:
+    """What the members are where they were trained on everybody."""
+    return WHOLE if networks == 1 else f"{networks} networks, trained on everybody"
 
 
 def export(
@@ -83,22 +97,26 @@ def export(
     ModelError
         Where a fold is not complete.
     """
-    predicted, members, histories = np.empty(len(folds)), [], {}
+    predicted, histories = np.empty(len(folds)), dict[str, list[Epoch]]()
+    members: list[nn.Module] = []
+    output = output_scale(data, options)
     for fold in range(options.folds):
         held_out = folds == fold
-        member, histories[f"fold {fold}"] = _member(data, held_out, fold, options, folder)
-        members.append(member)
+        found = _members(data, held_out, fold, options, folder)
+        histories |= {_words(name): history for name, (_, history) in found.items()}
+        members += [network for network, _ in found.values()]
         scans = [scan for scan, out in zip(data.scans, held_out) if out]
-        output = output_scale(data, options)
-        predicted[held_out] = predict_ages(members[-1], scans, output, options)
+        ages = [predict_ages(network, scans, output, options) for network, _ in found.values()]
+        predicted[held_out] = np.mean(ages, axis=0)
     if whole:
-        members = [_member(data, folds == NOBODY, NOBODY, options, folder)[0]]
+        found = _members(data, folds == NOBODY, NOBODY, options, folder)
+        members = [network for network, _ in found.values()]
     people = [scan.person for scan in data.scans]
     figures = evaluation.accuracy(data.ages, predicted, people, options.seed)
     digest = save_weights(folder / WEIGHTS, members)
     card = _card(data, predicted, figures, digest, name, recipe, options, license, version)
     if whole:
-        card = replace(card, training=card.training | {"members": WHOLE},
+        card = replace(card, training=card.training | {"members": whole_words(options.networks)},
                        figures=card.figures | {"kind": NOTE_WHOLE})  # fmt: skip
     card = replace(card, in_ensemble=vote)
     (folder / CARD).write_text(card.to_toml(), encoding="utf-8")
@@ -123,16 +141,18 @@ def write_evaluation(
     _save_plot(plot, folder / "calibration")
 
 
-def _member(
+def _members(
     data: TrainingSet, held_out: NDArray[np.bool_], fold: int, options: Options, folder: Path
-) -> tuple[nn.Module, list[Epoch]]:
-    """The network of a fold as it is shipped, and its log."""
-    name = checkpoint_name(fold)
-    member = load_member(data, held_out, name, options, folder)
-    if member is None:
-        which = "The network of everybody" if fold == NOBODY else f"Fold {fold}"
-        raise ModelError(f"{which} is not complete in {folder}; train it first.")
-    return as_shipped(member[0]), member[1]
+) -> dict[str, tuple[nn.Module, list[Epoch]]]:
+    """The networks of a fold as they are shipped, and their logs, by the checkpoints' names."""
+    found = {}
+    for name, each in runs_of(fold, options):
+        member = load_member(data, held_out, name, each, folder)
+        if member is None:
+            which = "The network of everybody" if fold == NOBODY else f"Fold {fold}"
+            raise ModelError(f"{which} is not complete in {folder} ({name}.pt); train it first.")
+        found[name] = as_shipped(member[0]), member[1]
+    return found
 
 
 def _card(
@@ -217,18 +237,21 @@ def _training(data: TrainingSet, options: Options) -> dict[str, Any]:
         del chosen[name]
     if not options.dora:
         del chosen["dora"]
+    if options.networks == 1:
+        del chosen["networks"]
     used = [name for name in AUGMENTATIONS if getattr(options.augmentation, name)]
     return {
         **people_table(data),
-        "members": per_fold(options.folds),
+        "members": per_fold(options.folds, options.networks),
         "augmentation": used,
         **chosen,
     }
 
 
-def per_fold(folds: int) -> str:
-    """What the members are where there is one for each fold."""
-    return f"one network per fold, {folds} folds by participant"
+def per_fold(folds: int, networks: int = 1) -> str:
+    """What the members are where each fold has its own."""
+    many = "one network" if networks == 1 else f"{networks} networks"
+    return f"{many} per fold, {folds} folds by participant"
 
 
 def people_table(data: TrainingSet) -> dict[str, Any]:

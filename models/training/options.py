@@ -115,14 +115,17 @@ class Options:
         Handed to its ``build``.
     intensity
         Rule of ``models.intensity`` by which images are scaled.
+    networks
+        Of each fold, from random starts of their own; a fold's prediction is their mean.
     learning_rate
         Of Adam: the highest one of the schedule.
     schedule
         ``cosine``: a linear rise over a tenth of the steps, then half a cosine down to 0;
         ``constant``: the same rate throughout.
     readout
-        ``ridge``: the dense layers start from a ridge regression (``models.training.readout``);
-        with no epochs that is all the training there is.
+        How the dense layers of WSSA start (``models.training.readout``). ``centred``: where every
+        unit answers to half of the training people. ``ridge``: from a ridge regression; with no
+        epochs that is all the training there is.
     loss
         Of the standardised age; ``smooth_l1`` is quadratic below a fifth of its deviation.
     average
@@ -147,12 +150,13 @@ class Options:
     intensity: str = "tissue"
     needs_sex: bool = False
     folds: int = 3
+    networks: int = 1
     epochs: int = 60
     batch_size: int = 8
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
-    readout: Literal["random", "ridge"] = "random"
+    readout: Literal["random", "centred", "ridge"] = "random"
     loss: Literal["smooth_l1", "l1", "mse"] = "smooth_l1"
     average: float = 0.99
     clip: float = 1.0

@@ -1,22 +1,50 @@
-"""Fit the dense layers of WSSA in closed form: ridge regression of age on its features.
+"""How the dense layers of WSSA start: centred, or fitted in closed form.
 
-With a hundred people to learn from, gradient descent on all of WSSA learns them by heart before it
-learns their age; what its convolutions see at their random start already tells age, and a ridge on
-these features keeps to what generalises. It serves alone or as a start for training.
+Ridge regression of age on its features: with a hundred people to learn from, gradient descent on
+all of WSSA learns them by heart before it learns their age; what its convolutions see at their
+random start already tells age, and a ridge on these features keeps to what generalises. It serves
+alone or as a start for training.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.wssa.network import WSSA, Standardise
 
 PENALTY = 0.5
 """Of the ridge, relative to the mean squared length of a person's standardised features."""
+
+
+@torch.no_grad()
+def centre_readout(network: WSSA, images: Sequence[Tensor], batch_size: int) -> None:
+    """Set the biases of the dense layers so that every unit is on for about half of the people.
+
+    Features of aligned brains differ little between people, so that a unit with random weights is
+    on for everybody or for nobody; once all of a narrow layer are off, the network says one age
+    for ever. After the data-dependent start of Mishkin & Matas 2016 (LSUV), its mean alone.
+
+    Parameters
+    ----------
+    images
+        (X, Y, Z) each, of the training people.
+    batch_size
+        Batch normalisation goes by batches of so many, as in the first steps of training.
+    """
+    probe = copy.deepcopy(network).train()
+    batches = torch.stack([image.float() for image in images])[:, None].split(batch_size)
+    features = torch.cat([probe.features(batch) for batch in batches if len(batch) > 1])
+    x = probe.standardise(features)
+    for layer in list(network.dense)[:-1]:
+        before = layer(x)
+        layer.bias -= before.mean(0)
+        x = functional.relu(before - before.mean(0))
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from models.training.augmentation import view_of
 from models.training.data import TrainingScan, TrainingSet
 from models.training.options import Options
 from models.training.precision import autocast
-from models.training.readout import fit_readout
+from models.training.readout import centre_readout, fit_readout
 from models.wssa.network import WSSA
 
 Progress = Callable[[str], None]
@@ -112,7 +112,8 @@ def train_fold(
     Raises
     ------
     ModelError
-        Where the checkpoint is of another run, or the loss is not finite.
+        Where the checkpoint is of another run, the loss is not finite, or the network says one
+        age of everybody.
     """
     torch.set_num_threads(options.threads)
     training = [scan for scan, out in zip(data.scans, held_out) if not out]
@@ -122,8 +123,8 @@ def train_fold(
     state = _start(options, start)
     key = checkpoint_key(data, held_out, options)
     _resume(state, folder / f"{name}.pt", key)
-    if options.readout == "ridge" and not state.history:
-        _start_from_ridge(state, training, output)
+    if options.readout != "random" and not state.history:
+        _start_readout(state, training, output, options)
         _save(state, folder / f"{name}.pt", key)
     if start is not None and not state.history:
         _move_level(state, training, output, options)
@@ -145,13 +146,36 @@ def train_fold(
         _save(state, folder / f"{name}.pt", key)
         _write_log(state.history, folder / f"{name}.csv")
         progress(f"{name}: {_describe(state.history[done:], options)}")
+    check_alive(state.average, training, output, options, name)
     return merge(state.average.eval())
+
+
+def check_alive(
+    network: nn.Module,
+    scans: Sequence[TrainingScan],
+    output: Output,
+    options: Options,
+    name: str,
+) -> None:
+    """Refuse a network that says one age of everybody, for its units have died.
+
+    Raises
+    ------
+    ModelError
+        Where the ages of people who differ in age are the same to the last digit.
+    """
+    some = sorted(scans, key=lambda scan: scan.age)[:: max(1, len(scans) // 8)]
+    if some[0].age < some[-1].age and np.ptp(predict_ages(network, some, output, options)) == 0:
+        raise ModelError(
+            f"{name}: the network says the same age of everybody; train it again (--fresh) with"
+            " another --seed or a lower --learning-rate; for WSSA, --readout centred helps."
+        )
 
 
 def checkpoint_key(data: TrainingSet, held_out: NDArray[np.bool_], options: Options) -> str:
     """What a checkpoint must agree with to be continued: the options, and who is held out."""
     chosen = asdict(options)
-    for name in ("threads", "device", "evaluate_every"):
+    for name in ("threads", "device", "evaluate_every", "networks"):  # not of this checkpoint
         del chosen[name]
     for name in ("parent", "dora", "encoder"):  # newer than many a checkpoint
         if not chosen[name]:
@@ -177,11 +201,18 @@ def _start(options: Options, start: nn.Module | None = None) -> State:
     return State(network, average, optimizer)
 
 
-def _start_from_ridge(state: State, training: Sequence[TrainingScan], output: Output) -> None:
-    ages = torch.tensor([scan.age for scan in training])
-    assert isinstance(state.network, WSSA)
-    images = [scan.image for scan in training]
-    fit_readout(state.network, images, (ages - output.offset) / output.scale)
+def _start_readout(
+    state: State, training: Sequence[TrainingScan], output: Output, options: Options
+) -> None:
+    if not isinstance(state.network, WSSA):
+        asked = f"--readout {options.readout}"
+        raise ModelError(f"{asked} is for WSSA, not for {options.architecture}.")
+    images = [scan.image.to(options.device) for scan in training]
+    if options.readout == "ridge":
+        ages = torch.tensor([scan.age for scan in training], device=options.device)
+        fit_readout(state.network, images, (ages - output.offset) / output.scale)
+    else:
+        centre_readout(state.network, images, options.batch_size)
     state.average.load_state_dict(state.network.state_dict())
 
 

@@ -210,6 +210,14 @@ def test_noise_models_that_come_with_models(
     assert remarks == [] and out.read_sidecar(out.group_importance("front", "noise"))["Scans"] == 6
 
 
+def test_a_model_of_volumes_has_no_noise_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        noise_models.main([str(tmp_path), "--models", "volumes"])
+    assert "volumes sees no image" in capsys.readouterr().err
+
+
 def a_noise_model(weights: str) -> bytes:
     network = noise_method.NoiseUNet((8, 8), SHAPE).eval()
     about = {

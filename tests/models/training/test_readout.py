@@ -1,13 +1,15 @@
-"""The closed-form start of WSSA's dense layers."""
+"""How the dense layers of WSSA start."""
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from models.training.readout import PENALTY, fit_readout
+from models.training.readout import PENALTY, centre_readout, fit_readout
 from models.wssa.network import WSSA
 
 PEOPLE = 12
@@ -66,3 +68,19 @@ def test_no_parameter_is_added() -> None:
     assert sum(p.numel() for p in with_it.parameters()) == sum(
         p.numel() for p in without.parameters()
     )
+
+
+@torch.no_grad()
+def test_a_centred_start_lets_every_unit_tell_people_apart(images: list[torch.Tensor]) -> None:
+    torch.manual_seed(1)
+    network = WSSA(attention_after_pooling=True, normalise=True)
+    network.dense[2].bias.fill_(-100)  # a layer that is off for everybody
+    before = copy.deepcopy(network.state_dict())
+    centre_readout(network, images, batch_size=4)
+    x = copy.deepcopy(network).train().features(torch.stack(images)[:, None])
+    for layer in list(network.dense)[:-1]:
+        on = (layer(x) > 0).float().mean(0)
+        assert 0.2 < on.mean() < 0.8 and (on > 0).all() and (on < 1).all()
+        x = torch.relu(layer(x))
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {f"dense.{number}.bias" for number in range(4)}

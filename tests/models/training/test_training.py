@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from models.compact.network import MOMENTUM, CompactCNN
 from models.contract import ModelError
-from models.registry import load
+from models.registry import load, network_builder
 from models.training import regression
 from models.training.__main__ import main
 from models.training.data import TrainingSet, load_training_set
@@ -160,6 +161,42 @@ def test_one_network_of_everybody(
     assert model.card.in_ensemble
     assert main([*arguments, "--finish", "--no-vote"]) == 0
     assert not load("mine", weights=out).card.in_ensemble
+
+
+def test_several_networks_a_fold(make_derivatives: Make, tmp_path: Path) -> None:
+    folder = make_derivatives("one", [float(age) for age in np.linspace(21, 79, 9)])
+    out = tmp_path / "model"
+    arguments = [*command(folder, out), "--networks", "2", "--readout", "centred"]
+    assert main([*arguments, "--fold", "0"]) == 0
+    assert {path.stem for path in out.glob("*.pt")} == {"fold0", "fold0-2"}
+    assert main(arguments) == 0
+    model = load("mine", weights=out)
+    assert len(model.networks) == 6
+    assert model.card.training["members"].startswith("2 networks per fold, 3 folds")
+    first, second = (each.dense[0].weight for each in model.networks[:2])
+    assert not torch.equal(first, second)
+    rows = [line.split("\t") for line in (out / "out_of_fold.tsv").read_text().splitlines()]
+    table = [dict(zip(rows[0], row)) for row in rows[1:]]
+    scans = {scan.participant_id: scan for scan in load_training_set([folder], "tissue_map").scans}
+    for row in table:
+        pair = model.networks[2 * int(row["fold"]) : 2 * int(row["fold"]) + 2]
+        image = scans[row["participant_id"]].image.float().numpy()
+        age = replace(model, networks=pair).predict(image, None).predicted_age
+        assert float(row["predicted_age"]) == pytest.approx(age, abs=0.01)
+    assert main([*arguments, "--whole"]) == 0
+    model = load("mine", weights=out)
+    assert len(model.networks) == 2 and "2 networks" in model.card.training["members"]
+
+
+def test_a_network_that_died_is_refused(make_derivatives: Make, tmp_path: Path) -> None:
+    data = load_training_set([make_derivatives("one", [30.0, 40, 50])], "tissue_map")
+    options = Options(network=NETWORK, epochs=1)
+    network = network_builder("wssa")(NETWORK)
+    scale = regression.output_scale(data)
+    regression.check_alive(network, data.scans, scale, options, "fold1")
+    torch.nn.init.constant_(network.dense[-2].bias, -1e6)
+    with pytest.raises(ModelError, match=r"fold1: .* same age of everybody.*--seed"):
+        regression.check_alive(network, data.scans, scale, options, "fold1")
 
 
 def test_folds_side_by_side_then_export_then_load(
