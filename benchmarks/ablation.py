@@ -22,12 +22,17 @@ from numpy.typing import NDArray
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from benchmarks import variants  # noqa: E402
 from benchmarks.markdown import put, table  # noqa: E402
 from benchmarks.retest import CHANGES, ages_again, moves_of  # noqa: E402
 from models import registry  # noqa: E402
 from models.prediction import BrainAgeModel  # noqa: E402
+from models.training.__main__ import build_parser, regression_options  # noqa: E402
 from models.training.__main__ import main as train  # noqa: E402
 from models.training.data import TrainingScan, load_training_set  # noqa: E402
+from models.training.export import runs_of  # noqa: E402
+from models.training.folds import assign_folds  # noqa: E402
+from models.training.regression import train_fold  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "training.md"
 FOLDS, SEED = 3, 2
@@ -40,14 +45,18 @@ WSSA = (
 )
 
 
+CENTRED = f"{WSSA} --readout centred --without translation"
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A row: what is trained, and how."""
+    """A row: what is trained, how, and by what epochs where they are not the trainer's own."""
 
     name: str
     words: str
     network: str
     options: str
+    epochs: type[variants.Plain] | None = None
 
 
 RECIPES = (
@@ -58,6 +67,21 @@ RECIPES = (
            f"{WSSA} --without translation"),
     Recipe("wssa-own", "as the first, attention of each layer's own", "wssa",
            f"{WSSA} shared=false --without translation"),
+    Recipe("wssa-centred", "dense layers start centred", "wssa", CENTRED),
+    Recipe("wssa-two", "the same, two networks", "wssa", f"{CENTRED} --networks 2"),
+    Recipe("wssa-three", "the same, three networks", "wssa", f"{CENTRED} --networks 3"),
+    Recipe("wssa-mixed", "centred; images mixed with the next in age", "wssa", CENTRED,
+           variants.Mixed),
+    Recipe("wssa-deep", "centred; deep supervision", "wssa", CENTRED, variants.DeepSupervision),
+    Recipe("wssa-labels", "centred; label distribution", "wssa", CENTRED,
+           variants.LabelDistribution),
+    Recipe("wssa-dropout", "centred; dropout 0.5 after the convolutions", "wssa",
+           CENTRED.replace("dropout_conv=0.3", "dropout_conv=0.5")),
+    Recipe("wssa-squares", "centred; squared error", "wssa", f"{CENTRED} --loss mse"),
+    Recipe("wssa-last", "centred; the last weights, not averaged", "wssa",
+           f"{CENTRED} --average 0"),
+    Recipe("wssa-long", "centred; 80 epochs", "wssa",
+           CENTRED.replace("--epochs 40", "--epochs 80")),
     Recipe("map-rim", "without erosion", "compact", f"{SMOOTH} --without translation erosion"),
     Recipe("map-plain", "without any augmentation", "compact", f"{SMOOTH} --without all"),
     Recipe("map-bare", "without attention", "compact",
@@ -97,8 +121,12 @@ def row(recipe: Recipe, options: argparse.Namespace) -> list[str]:
     folder = options.out / recipe.name
     call = [recipe.network, "--data", str(options.home), "--out", str(folder),
             "--folds", str(FOLDS), "--seed", str(SEED), *recipe.options.split()]  # fmt: skip
-    if not (folder / registry.CARD).exists() and train(call) != 0:
-        raise SystemExit(f"The recipe {recipe.name} could not be trained.")
+    if not (folder / registry.CARD).exists():
+        if recipe.epochs:
+            train_by(recipe.epochs, call)
+            call.append("--finish")
+        if train(call) != 0:
+            raise SystemExit(f"The recipe {recipe.name} could not be trained.")
     model = registry.load(recipe.network, weights=folder)
     card = model.card
     away = load_training_set([options.away], card.image_contract.intensity).scans
@@ -109,6 +137,20 @@ def row(recipe: Recipe, options: argparse.Namespace) -> list[str]:
     return [recipe.words, recipe.network, f"{card.figures['mae']:.2f}", f"{card.figures['r']:.3f}",
             f"{np.abs(error).mean():.2f}", f"{error.mean():+.1f}", f"{r:.2f}",
             *(f"{moves[name]:.2f}" for name in CHANGES)]  # fmt: skip
+
+
+def train_by(epochs: type[variants.Plain], call: list[str]) -> None:
+    """Train the folds that a call of the trainer would train, by epochs of another kind."""
+    chosen = build_parser().parse_args(call)
+    how = regression_options(chosen)
+    data = load_training_set(chosen.data, how.intensity)
+    people, strata = [s.person for s in data.scans], [s.stratum for s in data.scans]
+    folds = assign_folds(people, strata, data.ages.tolist(), how.folds, how.seed)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for fold in range(how.folds):
+        for name, each in runs_of(fold, how):
+            train_fold(data.pooled(2), folds == fold, name, each, chosen.out,
+                       train_epoch=epochs())  # fmt: skip
 
 
 def predicted(model: BrainAgeModel, scans: tuple[TrainingScan, ...]) -> NDArray[np.float64]:
