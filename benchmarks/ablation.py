@@ -45,7 +45,7 @@ WSSA = (
 )
 
 
-CENTRED = f"{WSSA} --readout centred --without translation"
+CENTRED = f"{WSSA} leak=0.1 --readout centred --without translation"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ RECIPES = (
            f"{WSSA} --without translation"),
     Recipe("wssa-own", "as the first, attention of each layer's own", "wssa",
            f"{WSSA} shared=false --without translation"),
-    Recipe("wssa-centred", "dense layers start centred", "wssa", CENTRED),
+    Recipe("wssa-centred", "dense layers that start centred and leak", "wssa", CENTRED),
     Recipe("wssa-two", "the same, two networks", "wssa", f"{CENTRED} --networks 2"),
     Recipe("wssa-three", "the same, three networks", "wssa", f"{CENTRED} --networks 3"),
     Recipe("wssa-mixed", "centred; images mixed with the next in age", "wssa", CENTRED,

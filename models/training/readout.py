@@ -14,7 +14,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.wssa.network import WSSA, Standardise
 
@@ -44,7 +43,7 @@ def centre_readout(network: WSSA, images: Sequence[Tensor], batch_size: int) -> 
     for layer in list(network.dense)[:-1]:
         before = layer(x)
         layer.bias -= before.mean(0)
-        x = functional.relu(before - before.mean(0))
+        x = network.activate(before - before.mean(0))
 
 
 @torch.no_grad()
@@ -89,5 +88,6 @@ def _pass_through(network: WSSA, weights: Tensor, level: float) -> None:
         layer.weight[0, 0] = layer.weight[1, 1] = 1
     last = others[-1]
     last.weight.zero_()
-    last.weight[0, 0], last.weight[0, 1] = 1, -1
+    whole = 1 + network.leak ** len(others)  # the other part comes through a little as well
+    last.weight[0, 0], last.weight[0, 1] = 1 / whole, -1 / whole
     last.bias.fill_(level)

@@ -87,6 +87,9 @@ class WSSA(nn.Module):
         In use, predict from the image and from its mirror image, and average.
     dropout_conv, dropout_dense
         Rates after the last convolution and after the first dense layer.
+    leak
+        Slope below zero of what the dense layers answer; 0 is the paper's ReLU, by which a narrow
+        layer can fall silent in training for everybody and for ever.
     normalise
         Batch normalisation after each convolution, which the paper does not have.
     coarse, smoothing
@@ -108,9 +111,10 @@ class WSSA(nn.Module):
         normalise: bool = False,
         coarse: bool = False,
         smoothing: int = 0,
+        leak: float = 0.0,
     ) -> None:
         super().__init__()
-        self.coarse, self.smoothing = coarse, smoothing
+        self.coarse, self.smoothing, self.leak = coarse, smoothing, leak
         self.attention_after_pooling = attention_after_pooling
         self.mirror = mirror
         self.reach = attention_kernel // 2
@@ -186,10 +190,14 @@ class WSSA(nn.Module):
     def regress(self, last: Tensor) -> Tensor:
         """From the last of ``attended`` to the output, (N,)."""
         x = self.dropout_conv(self.standardise(self._flat(last)))
-        x = self.dropout_dense(functional.relu(self.dense[0](x)))
+        x = self.dropout_dense(self.activate(self.dense[0](x)))
         for layer in self.dense[1:-1]:
-            x = functional.relu(layer(x))
+            x = self.activate(layer(x))
         return self.dense[-1](x).squeeze(1)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """What a dense layer hands on."""
+        return functional.leaky_relu(x, self.leak)
 
     def _flat(self, last: Tensor) -> Tensor:
         if not self.attention_after_pooling:

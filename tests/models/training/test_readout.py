@@ -21,10 +21,11 @@ def images() -> list[torch.Tensor]:
     return [torch.rand(9, 11, 9, generator=generator) for _ in range(PEOPLE)]
 
 
-@pytest.fixture(scope="module")
-def fitted(images: list[torch.Tensor]) -> tuple[WSSA, torch.Tensor]:
+@pytest.fixture(scope="module", params=[0.0, 0.3])
+def fitted(images: list[torch.Tensor], request) -> tuple[WSSA, torch.Tensor]:
     torch.manual_seed(1)
-    network = WSSA(attention_after_pooling=True, standardise=True, mirror=True)
+    leak = request.param
+    network = WSSA(attention_after_pooling=True, standardise=True, mirror=True, leak=leak)
     targets = torch.linspace(-1.5, 1.5, PEOPLE)
     fit_readout(network, images, targets)
     return network.eval(), targets
@@ -81,6 +82,6 @@ def test_a_centred_start_lets_every_unit_tell_people_apart(images: list[torch.Te
     for layer in list(network.dense)[:-1]:
         on = (layer(x) > 0).float().mean(0)
         assert 0.2 < on.mean() < 0.8 and (on > 0).all() and (on < 1).all()
-        x = torch.relu(layer(x))
+        x = network.activate(layer(x))
     changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {f"dense.{number}.bias" for number in range(4)}
