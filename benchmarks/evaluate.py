@@ -453,7 +453,7 @@ def retest(material: Material) -> tuple[str, str]:
         "Years by which the age of the same head moves when its scan is turned by 10 degrees "
         "about two axes, moved by a voxel, made noisier by 3 % of its brightest voxels, or saved "
         "again in 16 bits and another unit (`benchmarks/retest.py`); mean over people (largest). "
-        "By single networks trained without the person; those in use have seen these heads."
+        "By networks trained without the person; those in use have seen these heads."
     )
     if material.retest.empty:
         return "No scans of the same heads again were given (`--retest`).", ""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,22 +20,23 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.markdown import put, table  # noqa: E402
-from models.training.__main__ import main as train  # noqa: E402
+from models.training import closed_form, linear, volumes  # noqa: E402
+from models.training.data import TrainingSet, load_training_set, load_volumes  # noqa: E402
+from models.training.folds import assign_folds  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "training.md"
 FOLDS, OURS = 5, 2
 
 
-def figures(model: str, data: Iterable[Path], seed: int) -> pd.DataFrame:
+def figures(method: closed_form.Method, data: TrainingSet, seed: int) -> pd.DataFrame:
     """Error and correlation out of fold, a row for each data set."""
+    people, strata = [s.person for s in data.scans], [s.stratum for s in data.scans]
+    folds = assign_folds(people, strata, data.ages.tolist(), FOLDS, seed)
     with TemporaryDirectory() as folder:
-        call = [model, "--data", *map(str, data), "--out", folder,
-                "--folds", str(FOLDS), "--seed", str(seed)]  # fmt: skip
-        if train(call) != 0:
-            raise SystemExit(f"{model} could not be trained.")
+        closed_form.train(method, data, folds, seed, Path(folder), "none", "0")
         found = pd.read_csv(Path(folder) / "out_of_fold.tsv", sep="\t")
     rows = [
-        {"model": model, "dataset": name, "seed": seed,
+        {"model": method.name, "dataset": name, "seed": seed,
          "mae": (each["predicted_age"] - each["age"]).abs().mean(),
          "r": np.corrcoef(each["predicted_age"], each["age"])[0, 1]}
         for name, each in found.groupby("dataset")
@@ -65,9 +65,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=20, help="assignments (%(default)s)")
     parser.add_argument("--write", action="store_true", help="put the table into the page")
     options = parser.parse_args(arguments)
+    maps = load_training_set(options.data, linear.LINEAR.intensity)
+    shares = load_volumes(options.data, volumes.REGIONS)
     found = pd.concat([
-        figures(model, options.data, seed)
-        for model in ("linear", "volumes") for seed in range(1, options.seeds + 1)
+        figures(method, data, seed)
+        for method, data in ((linear.method(maps), maps), (volumes.method(shares), shares))
+        for seed in range(1, options.seeds + 1)
     ])  # fmt: skip
     text = table(["model", "data set", "MAE, ours", "of all", "r, ours", "of all"], summary(found))
     print(text)
