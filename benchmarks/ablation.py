@@ -85,6 +85,7 @@ TRIED = (
     Recipe("wssa-two", "the same, two networks", "wssa", f"{CENTRED} --networks 2"),
     Recipe("wssa-mixed", "as the second; images mixed with the next in age", "wssa", CENTRED,
            variants.Mixed),
+    Recipe("wssa-aged", "as the second; ageing simulated", "wssa", CENTRED, variants.Aged),
     Recipe("wssa-deep", "as the second; deep supervision", "wssa", CENTRED,
            variants.DeepSupervision),
     Recipe("wssa-labels", "as the second; label distribution", "wssa", CENTRED,

@@ -1,7 +1,7 @@
 """Ways to train WSSA that did not stay: epochs as ``train_fold`` calls them, for the ablation.
 
-Mixing, deep supervision and label distribution help elsewhere; on a hundred people they do no
-better than another random start (docs/training.md), and so the trainer does not have them.
+Mixing, simulated ageing, deep supervision and label distribution help elsewhere; what they do on a
+hundred people, docs/training.md says.
 """
 
 from __future__ import annotations
@@ -99,6 +99,45 @@ class Mixed(Plain):
         mixed = images * of_image + images[other] * (1 - of_image)
         between = target * share + target[other] * (1 - share)
         return loss_of(network(mixed).float(), between, options)
+
+
+class Aged(Plain):
+    """Each image made older or younger by up to ``REACH``, along the mean change with age.
+
+    Atrophy simulated: the change of every voxel with age is that of a linear regression over the
+    training people.
+    """
+
+    REACH = 0.6
+    """Standard deviations of age, about 10 years."""
+
+    def __init__(self) -> None:
+        self.change: Tensor | None = None
+
+    def __call__(
+        self,
+        state: State,
+        training: Sequence[TrainingScan],
+        output: Output,
+        epoch: int,
+        options: Options,
+    ) -> tuple[float, float]:
+        """Train for one epoch; mean loss, and last learning rate."""
+        if self.change is None:
+            images = torch.stack([scan.image.to(options.device).float() for scan in training])
+            ages = torch.tensor([scan.age for scan in training], device=options.device)
+            target = (ages - ages.mean()) / output.scale
+            self.change = torch.tensordot(target, images, 1) / target.square().sum()
+        return super().__call__(state, training, output, epoch, options)
+
+    def loss(
+        self, network: WSSA, images: Tensor, target: Tensor, options: Options, rng: Generator
+    ) -> Tensor:
+        """Of the aged images."""
+        assert self.change is not None
+        older = torch.from_numpy(rng.uniform(-self.REACH, self.REACH, len(target))).to(target)
+        aged = images + older[:, None, None, None, None] * self.change
+        return loss_of(network(aged).float(), target + older, options)
 
 
 class Helped(Plain):

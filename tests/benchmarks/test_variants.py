@@ -34,7 +34,8 @@ def data() -> TrainingSet:
 
 
 @pytest.mark.parametrize(
-    "kind", [variants.Mixed, variants.DeepSupervision, variants.LabelDistribution]
+    "kind",
+    [variants.Mixed, variants.Aged, variants.DeepSupervision, variants.LabelDistribution],
 )
 def test_a_network_learns_by_it(
     kind: type[variants.Plain], data: TrainingSet, tmp_path: Path
@@ -76,6 +77,13 @@ def test_images_are_mixed_with_neighbours_in_age() -> None:
     low = torch.minimum(ordered, torch.tensor([0.5, 2.0, 3.0, 2.0]))
     high = torch.maximum(ordered, torch.tensor([0.5, 2.0, 3.0, 2.0]))
     assert ((mixed >= low) & (mixed <= high)).all() and (mixed != ordered).all()
+
+
+def test_the_change_with_age_is_that_of_the_people(data: TrainingSet) -> None:
+    how, scale = variants.Aged(), regression.output_scale(data)
+    how(regression._start(OPTIONS), data.scans, scale, 0, OPTIONS)
+    assert how.change is not None
+    assert float(how.change.mean()) == pytest.approx(scale.scale / 100, rel=0.02)  # 1 % a year
 
 
 def test_heads_are_trained_and_teach_the_network(data: TrainingSet) -> None:
