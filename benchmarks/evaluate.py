@@ -285,8 +285,8 @@ def aims(material: Material) -> tuple[str, str]:
         "What was aimed at and what is reached; the tables below say of whom and how sure it is. "
         "Out of fold on the largest data set, and trained on it alone for the others. Aims for "
         "importance maps and corrupted scans are measured in [importance.md](importance.md) and "
-        "[quality_evaluation.md](quality_evaluation.md), what was tried in "
-        "[training.md](training.md)."
+        "[quality_evaluation.md](quality_evaluation.md). What was tried, and how far figures out "
+        "of fold hang on who is in which fold, is in [training.md](training.md)."
     )
     ages = material.ages
     sizes = ages[ages["kind"] == OUT_OF_FOLD]["dataset"].value_counts()
