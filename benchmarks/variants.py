@@ -1,4 +1,4 @@
-"""Ways to train WSSA that did not stay: epochs as ``train_fold`` calls them, for the ablation.
+"""Ways to train WSSA that the trainer does not have: epochs for ``train_fold``.
 
 Mixing, simulated ageing, deep supervision and label distribution help elsewhere; what they do on a
 hundred people, docs/training.md says.
