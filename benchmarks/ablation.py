@@ -153,10 +153,10 @@ def train_by(epochs: type[variants.Plain], call: list[str]) -> None:
     people, strata = [s.person for s in data.scans], [s.stratum for s in data.scans]
     folds = assign_folds(people, strata, data.ages.tolist(), how.folds, how.seed)
     chosen.out.mkdir(parents=True, exist_ok=True)
+    small = data.pooled(2)
     for fold in range(how.folds):
         for name, each in runs_of(fold, how):
-            train_fold(data.pooled(2), folds == fold, name, each, chosen.out,
-                       train_epoch=epochs())  # fmt: skip
+            train_fold(small, folds == fold, name, each, chosen.out, train_epoch=epochs())
 
 
 def predicted(model: BrainAgeModel, scans: tuple[TrainingScan, ...]) -> NDArray[np.float64]:

@@ -45,6 +45,7 @@ class Plain:
         options: Options,
     ) -> tuple[float, float]:
         """Train for one epoch; mean loss, and last learning rate."""
+        self.prepare(training, output, options)
         torch.manual_seed(options.seed * 100_003 + epoch)
         rng = np.random.default_rng([options.seed, epoch])
         order = rng.permutation(len(training))
@@ -66,6 +67,9 @@ class Plain:
         if epoch + 1 == options.epochs:
             renew_statistics(state.average, training, options)
         return sum(losses) / len(training), rate
+
+    def prepare(self, training: Sequence[TrainingScan], output: Output, options: Options) -> None:
+        """What must be known of the training people before an epoch."""
 
     def loss(
         self, network: WSSA, images: Tensor, target: Tensor, options: Options, rng: Generator
@@ -114,21 +118,13 @@ class Aged(Plain):
     def __init__(self) -> None:
         self.change: Tensor | None = None
 
-    def __call__(
-        self,
-        state: State,
-        training: Sequence[TrainingScan],
-        output: Output,
-        epoch: int,
-        options: Options,
-    ) -> tuple[float, float]:
-        """Train for one epoch; mean loss, and last learning rate."""
+    def prepare(self, training: Sequence[TrainingScan], output: Output, options: Options) -> None:
+        """The mean change of every voxel for a standard deviation of age; once."""
         if self.change is None:
             images = torch.stack([scan.image.to(options.device).float() for scan in training])
             ages = torch.tensor([scan.age for scan in training], device=options.device)
             target = (ages - ages.mean()) / output.scale
             self.change = torch.tensordot(target, images, 1) / target.square().sum()
-        return super().__call__(state, training, output, epoch, options)
 
     def loss(
         self, network: WSSA, images: Tensor, target: Tensor, options: Options, rng: Generator
