@@ -32,6 +32,7 @@ from models.training.__main__ import main as train  # noqa: E402
 from models.training.data import TrainingScan, load_training_set  # noqa: E402
 from models.training.export import runs_of  # noqa: E402
 from models.training.folds import assign_folds  # noqa: E402
+from models.training.objectives import Objective  # noqa: E402
 from models.training.regression import train_fold  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "training.md"
@@ -56,7 +57,7 @@ class Recipe:
     words: str
     network: str
     options: str
-    epochs: type[variants.Plain] | None = None
+    objective: type[Objective] | None = None
 
 
 RECIPES = (
@@ -88,8 +89,10 @@ TRIED = (
     Recipe("wssa-aged", "as the second; ageing simulated", "wssa", CENTRED, variants.Aged),
     Recipe("wssa-deep", "as the second; deep supervision", "wssa", CENTRED,
            variants.DeepSupervision),
-    Recipe("wssa-labels", "as the second; label distribution", "wssa", CENTRED,
-           variants.LabelDistribution),
+    Recipe("wssa-labels", "as the second; label distribution", "wssa",
+           f"{CENTRED} --helper distribution"),
+    Recipe("wssa-labels-two", "the same, two networks", "wssa",
+           f"{CENTRED} --helper distribution --networks 2"),
     Recipe("wssa-dropout", "as the second; dropout 0.5 after the convolutions", "wssa",
            CENTRED.replace("dropout_conv=0.3", "dropout_conv=0.5")),
     Recipe("wssa-squares", "as the second; squared error", "wssa", f"{CENTRED} --loss mse"),
@@ -128,8 +131,8 @@ def row(recipe: Recipe, options: argparse.Namespace) -> list[str]:
     call = [recipe.network, "--data", str(options.home), "--out", str(folder),
             "--folds", str(FOLDS), "--seed", str(SEED), *recipe.options.split()]  # fmt: skip
     if not (folder / registry.CARD).exists():
-        if recipe.epochs:
-            train_by(recipe.epochs, call)
+        if recipe.objective:
+            train_by(recipe.objective, call)
             call.append("--finish")
         if train(call) != 0:
             raise SystemExit(f"The recipe {recipe.name} could not be trained.")
@@ -145,8 +148,8 @@ def row(recipe: Recipe, options: argparse.Namespace) -> list[str]:
             *(f"{moves[name]:.2f}" for name in CHANGES)]  # fmt: skip
 
 
-def train_by(epochs: type[variants.Plain], call: list[str]) -> None:
-    """Train the folds that a call of the trainer would train, by epochs of another kind."""
+def train_by(objective: type[Objective], call: list[str]) -> None:
+    """Train the folds that a call of the trainer would train, by another objective."""
     chosen = build_parser().parse_args(call)
     how = regression_options(chosen)
     data = load_training_set(chosen.data, how.intensity)
@@ -156,7 +159,7 @@ def train_by(epochs: type[variants.Plain], call: list[str]) -> None:
     small = data.pooled(2)
     for fold in range(how.folds):
         for name, each in runs_of(fold, how):
-            train_fold(small, folds == fold, name, each, chosen.out, train_epoch=epochs())
+            train_fold(small, folds == fold, name, each, chosen.out, objective=objective())
 
 
 def predicted(model: BrainAgeModel, scans: tuple[TrainingScan, ...]) -> NDArray[np.float64]:

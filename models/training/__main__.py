@@ -132,6 +132,8 @@ def _add_regression(parser: argparse.ArgumentParser) -> None:
     )
     add("--intensity", default=None, metavar="RULE", help="other than the recipe's")
     add("--loss", choices=["smooth_l1", "l1", "mse"], default=default.loss, help="(%(default)s)")
+    add("--helper", choices=["distribution"], default=default.helper,
+        help="a head beside WSSA that helps to train it, by a distribution over ages")  # fmt: skip
     add(
         "--average",
         type=float,
@@ -315,7 +317,7 @@ def regression_options(chosen: argparse.Namespace, parent: BrainAgeModel | None 
     recipe = RECIPES[chosen.model]
     without = AUGMENTATIONS if "all" in chosen.without else chosen.without
     same = ("folds", "networks", "epochs", "batch_size", "weight_decay", "schedule", "loss",
-            "average", "seed", "threads", "dora")  # fmt: skip
+            "helper", "average", "seed", "threads", "dora")  # fmt: skip
     options = Options(
         architecture=chosen.model,
         network=_parse_network(chosen.network),

@@ -128,6 +128,9 @@ class Options:
         epochs that is all the training there is.
     loss
         Of the standardised age; ``smooth_l1`` is quadratic below a fifth of its deviation.
+    helper
+        A head beside WSSA that has its say in the loss (``models.training.objectives``).
+        ``distribution``: it tells a distribution over ages.
     average
         Decay per step of the running average of the weights, which is what is kept; 0 for none.
     clip
@@ -158,6 +161,7 @@ class Options:
     schedule: Literal["cosine", "constant"] = "cosine"
     readout: Literal["random", "centred", "ridge"] = "random"
     loss: Literal["smooth_l1", "l1", "mse"] = "smooth_l1"
+    helper: Literal["", "distribution"] = ""
     average: float = 0.99
     clip: float = 1.0
     augmentation: AugmentationOptions = AugmentationOptions()

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.brainrotvit.dora import adapt, merge
 from models.contract import ModelError, Output
@@ -29,6 +28,7 @@ from models.prediction import SEX_CODES
 from models.registry import network_builder
 from models.training.augmentation import view_of
 from models.training.data import TrainingScan, TrainingSet
+from models.training.objectives import Objective, objective_of
 from models.training.options import Options
 from models.training.precision import autocast
 from models.training.readout import centre_readout, fit_readout
@@ -53,11 +53,12 @@ class Epoch:
 
 @dataclass
 class State:
-    """Everything a run needs to go on."""
+    """Everything a run needs to go on; ``heads`` are trained beside the network."""
 
     network: nn.Module
     average: nn.Module
     optimizer: torch.optim.Optimizer
+    heads: nn.ModuleList = field(default_factory=nn.ModuleList)
     history: list[Epoch] = field(default_factory=list)
 
 
@@ -85,6 +86,7 @@ def train_fold(
     progress: Progress = print,
     start: nn.Module | None = None,
     train_epoch: TrainEpoch | None = None,
+    objective: Objective | None = None,
 ) -> nn.Module:
     """Train on those who are not held out, or go on where a killed run stopped.
 
@@ -103,6 +105,8 @@ def train_fold(
         the statistics of those that the parent was trained on.
     train_epoch
         What an epoch is, where it is not one pass over the images with a step for each batch.
+    objective
+        What a step goes down, where it is not what the options ask for.
 
     Returns
     -------
@@ -120,7 +124,8 @@ def train_fold(
     tests = [scan for scan, out in zip(data.scans, held_out) if out]
     output = output_scale(data, options)
     torch.manual_seed(options.seed)
-    state = _start(options, start)
+    objective = objective or objective_of(options)
+    state = _start(options, start, objective)
     key = checkpoint_key(data, held_out, options)
     _resume(state, folder / f"{name}.pt", key)
     if options.readout != "random" and not state.history:
@@ -133,7 +138,10 @@ def train_fold(
     encoder_epochs = options.encoder.epochs if options.encoder else 0
     for epoch in range(done, options.epochs):
         began = time.monotonic()
-        loss, rate = (train_epoch or _train_epoch)(state, training, output, epoch, options)
+        if train_epoch:
+            loss, rate = train_epoch(state, training, output, epoch, options)
+        else:
+            loss, rate = _train_epoch(state, training, output, epoch, options, objective)
         if not math.isfinite(loss):
             raise ModelError(f"{name}: the loss is not finite; choose a lower learning rate.")
         row = Epoch(epoch + 1, round(time.monotonic() - began, 1), rate, loss)
@@ -177,15 +185,17 @@ def checkpoint_key(data: TrainingSet, held_out: NDArray[np.bool_], options: Opti
     chosen = asdict(options)
     for name in ("threads", "device", "evaluate_every", "networks"):  # not of this checkpoint
         del chosen[name]
-    for name in ("parent", "dora", "encoder"):  # newer than many a checkpoint
+    for name in ("parent", "dora", "encoder", "helper"):  # newer than many a checkpoint
         if not chosen[name]:
             del chosen[name]
     people = data.fingerprint()
     return json.dumps([chosen, people, np.flatnonzero(held_out).tolist()], sort_keys=True)
 
 
-def _start(options: Options, start: nn.Module | None = None) -> State:
-    """A network with random weights, or those of ``start``, and its average beside it."""
+def _start(
+    options: Options, start: nn.Module | None = None, objective: Objective | None = None
+) -> State:
+    """A network with random weights, or those of ``start``; its average and its heads."""
     network = network_builder(options.architecture)(options.network)
     if start is not None:
         network.load_state_dict(start.state_dict())
@@ -195,10 +205,12 @@ def _start(options: Options, start: nn.Module | None = None) -> State:
     if not any(value.dim() == 4 for value in network.parameters()):  # of convolutions in 2D
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = copy.deepcopy(network).requires_grad_(False).eval()
+    heads = (objective or objective_of(options)).heads(network).to(options.device)
+    trained = [*network.parameters(), *heads.parameters()]
     optimizer = torch.optim.Adam(
-        network.parameters(), options.learning_rate, weight_decay=options.weight_decay, fused=True
+        trained, options.learning_rate, weight_decay=options.weight_decay, fused=True
     )
-    return State(network, average, optimizer)
+    return State(network, average, optimizer, heads)
 
 
 def _start_readout(
@@ -238,13 +250,19 @@ def _move_level(
 
 
 def _train_epoch(
-    state: State, training: Sequence[TrainingScan], output: Output, epoch: int, options: Options
+    state: State,
+    training: Sequence[TrainingScan],
+    output: Output,
+    epoch: int,
+    options: Options,
+    objective: Objective,
 ) -> tuple[float, float]:
     """One pass over the scans; mean loss and last learning rate.
 
     All random numbers come from the seed and the number of the epoch, so that a resumed run
     draws those it would have drawn.
     """
+    objective.prepare(training, output, options)
     torch.manual_seed(options.seed * 100_003 + epoch)
     rng = np.random.default_rng([options.seed, epoch])
     order = rng.permutation(len(training))
@@ -261,25 +279,13 @@ def _train_epoch(
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         scans = [training[i] for i in batch]
-        images = [view_of(scan, options, rng) for scan in scans]
-        losses.append(_step(state, scans, images, output, step, options) * len(scans))
+        inputs = _inputs(scans, [view_of(scan, options, rng) for scan in scans], options)
+        target = torch.tensor([scan.age for scan in scans], device=options.device)
+        target = (target - output.offset) / output.scale
+        with autocast(options.device):
+            loss = objective.loss(state.network, state.heads, inputs, target, options, rng)
+        losses.append(descend(state, loss, step, options) * len(scans))
     return sum(losses) / len(training), rate
-
-
-def _step(
-    state: State,
-    scans: Sequence[TrainingScan],
-    images: Sequence[Tensor],
-    output: Output,
-    step: int,
-    options: Options,
-) -> float:
-    """One step of the optimiser; the loss before it."""
-    target = torch.tensor([scan.age for scan in scans], device=options.device)
-    target = (target - output.offset) / output.scale
-    with autocast(options.device):
-        found = state.network(*_inputs(scans, images, options))
-    return descend(state, loss_of(found.float(), target, options), step, options)
 
 
 def descend(state: State, loss: Tensor, step: int, options: Options) -> float:
@@ -302,15 +308,6 @@ def learning_rate(step: int, steps: int, options: Options) -> float:
         return options.learning_rate * (step + 1) / rise
     done = (step - rise) / max(1.0, steps - rise)
     return options.learning_rate * (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2
-
-
-def loss_of(found: Tensor, target: Tensor, options: Options) -> Tensor:
-    """The loss of standardised ages that the options ask for."""
-    if options.loss == "mse":
-        return functional.mse_loss(found, target)
-    if options.loss == "l1":
-        return functional.l1_loss(found, target)
-    return functional.smooth_l1_loss(found, target, beta=0.2)
 
 
 @torch.no_grad()
@@ -462,6 +459,7 @@ def _save(state: State, path: Path, key: str) -> None:
         {
             "key": key,
             "network": state.network.state_dict(),
+            "heads": state.heads.state_dict(),
             "average": state.average.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "history": [asdict(row) for row in state.history],
@@ -483,6 +481,7 @@ def _resume(state: State, path: Path, key: str) -> None:
             " --fresh to start over, or choose another --out."
         )
     state.network.load_state_dict(stored["network"])
+    state.heads.load_state_dict(stored.get("heads", {}))
     state.average.load_state_dict(stored["average"])
     state.optimizer.load_state_dict(stored["optimizer"])
     state.history = [Epoch(**row) for row in stored["history"]]

@@ -23,9 +23,10 @@ from models.contract import ModelError, Output
 from models.prediction import SEX_CODES
 from models.training.augmentation import view_of
 from models.training.data import TrainingScan
+from models.training.objectives import loss_of
 from models.training.options import EncoderOptions, Options
 from models.training.precision import autocast
-from models.training.regression import State, descend, learning_rate, loss_of
+from models.training.regression import State, descend, learning_rate
 
 DECADES = 10
 SMALLEST_DEVIATION = 1e-3

@@ -115,6 +115,7 @@ class WSSA(nn.Module):
     ) -> None:
         super().__init__()
         self.coarse, self.smoothing, self.leak = coarse, smoothing, leak
+        self.channels = tuple(channels)
         self.attention_after_pooling = attention_after_pooling
         self.mirror = mirror
         self.reach = attention_kernel // 2

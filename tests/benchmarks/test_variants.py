@@ -1,7 +1,8 @@
-"""Ways to train that the ablation compares: they learn, and do what their names say."""
+"""Objectives, the trainer's and the ablation's: networks learn by them, and heads stay behind."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import variants
-from models.contract import Output
-from models.training import regression
+from models.contract import ModelError, Output
+from models.training import objectives, regression
 from models.training.data import TrainingScan, TrainingSet
 from models.training.options import AugmentationOptions, Options
 from models.wssa.network import WSSA
@@ -35,28 +36,18 @@ def data() -> TrainingSet:
 
 @pytest.mark.parametrize(
     "kind",
-    [variants.Mixed, variants.Aged, variants.DeepSupervision, variants.LabelDistribution],
+    [variants.Mixed, variants.Aged, variants.DeepSupervision, objectives.LabelDistribution],
 )
 def test_a_network_learns_by_it(
-    kind: type[variants.Plain], data: TrainingSet, tmp_path: Path
+    kind: type[objectives.Objective], data: TrainingSet, tmp_path: Path
 ) -> None:
     out = np.arange(16) % 4 == 1
     network = regression.train_fold(data, out, "a", OPTIONS, tmp_path, lambda _: None,
-                                    train_epoch=kind())  # fmt: skip
+                                    objective=kind())  # fmt: skip
     tests = [scan for scan, held in zip(data.scans, out) if held]
     found = regression.predict_ages(network, tests, regression.output_scale(data), OPTIONS)
     assert np.corrcoef(found, data.ages[out])[0, 1] > 0.8
     assert not hasattr(network, "heads")  # they stay behind
-
-
-def test_the_plain_one_is_the_trainers_own(data: TrainingSet, tmp_path: Path) -> None:
-    out = np.arange(16) % 4 == 1  # twelve are left, in whole batches
-    trained = []
-    for name, how in (("plain", variants.Plain()), ("own", None)):
-        trained.append(regression.train_fold(data, out, name, OPTIONS, tmp_path, lambda _: None,
-                                             train_epoch=how))  # fmt: skip
-    for mine, own in zip(*(network.state_dict().values() for network in trained)):
-        assert torch.equal(mine, own)
 
 
 def test_images_are_mixed_with_neighbours_in_age() -> None:
@@ -69,8 +60,8 @@ def test_images_are_mixed_with_neighbours_in_age() -> None:
 
     ages = torch.tensor([2.0, -1.0, 0.5, 3.0])
     images = ages[:, None, None, None, None].expand(-1, 1, 2, 2, 2)
-    loss = variants.Mixed().loss(Looking(**NETWORK), images, ages, OPTIONS,
-                                 np.random.default_rng(1))  # fmt: skip
+    loss = variants.Mixed().loss(Looking(**NETWORK), torch.nn.ModuleList(), [images], ages,
+                                 OPTIONS, np.random.default_rng(1))  # fmt: skip
     assert loss < 1e-10  # the mixture's brightness is its age
     mixed = seen[0].mean((1, 2, 3, 4))
     ordered = ages.sort().values
@@ -81,32 +72,52 @@ def test_images_are_mixed_with_neighbours_in_age() -> None:
 
 def test_the_change_with_age_is_that_of_the_people(data: TrainingSet) -> None:
     how, scale = variants.Aged(), regression.output_scale(data)
-    how(regression._start(OPTIONS), data.scans, scale, 0, OPTIONS)
+    how.prepare(data.scans, scale, OPTIONS)
     assert how.change is not None
     assert float(how.change.mean()) == pytest.approx(scale.scale / 100, rel=0.02)  # 1 % a year
 
 
 def test_heads_are_trained_and_teach_the_network(data: TrainingSet) -> None:
-    torch.manual_seed(1)
-    network = WSSA(**NETWORK)
     images = torch.stack([scan.image.float() for scan in data.scans[:4]])[:, None]
     target = torch.tensor([-1.0, -0.5, 0.5, 1.0])
-    for kind in (variants.DeepSupervision, variants.LabelDistribution):
-        how = kind()
-        network.zero_grad()
-        plain = regression.loss_of(network.train()(images), target, OPTIONS)
-        loss = how.loss(network, images, target, OPTIONS, np.random.default_rng(1))
+    for how in (variants.DeepSupervision(), objectives.LabelDistribution()):
+        torch.manual_seed(1)
+        state = regression._start(OPTIONS, objective=how)
+        plain = objectives.loss_of(state.network.train()(images), target, OPTIONS)
+        rng = np.random.default_rng(1)
+        loss = how.loss(state.network, state.heads, [images], target, OPTIONS, rng)
         assert loss > plain
-        loss.backward()
-        assert all(head.weight.grad.abs().max() > 0 for head in how.heads)
-        state = regression._start(OPTIONS)
-        before = how.heads[0].weight.detach().clone()
-        again = how.loss(state.network.train(), images, target, OPTIONS, np.random.default_rng(1))
-        how.descend(state, again, 1e-3, 0, OPTIONS)
-        assert not torch.equal(before, how.heads[0].weight)
+        before = [head.weight.detach().clone() for head in state.heads]
+        regression.descend(state, loss, 0, OPTIONS)
+        for head, old in zip(state.heads, before, strict=True):
+            assert not torch.equal(head.weight, old)
 
 
-def test_output_is_in_standard_deviations() -> None:
-    centres = variants.LabelDistribution.CENTRES
+def test_the_distribution_is_in_standard_deviations() -> None:
+    centres = objectives.LabelDistribution.CENTRES
     assert centres[0] == -centres[-1] and len(centres) == 26
     assert Output(45, 17).scale * float(centres[1] - centres[0]) == pytest.approx(3, abs=0.1)
+
+
+def test_a_killed_run_with_heads_goes_on_to_the_same_weights(
+    data: TrainingSet, tmp_path: Path
+) -> None:
+    options = replace(OPTIONS, helper="distribution", epochs=3)
+    out = np.arange(16) % 4 == 1
+    whole = regression.train_fold(data, out, "whole", options, tmp_path, lambda _: None)
+
+    def stop(line: str) -> None:
+        if "epoch 2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        regression.train_fold(data, out, "killed", options, tmp_path, stop)
+    resumed = regression.train_fold(data, out, "killed", options, tmp_path, lambda _: None)
+    for mine, other in zip(whole.state_dict().values(), resumed.state_dict().values()):
+        assert torch.equal(mine, other)
+
+
+def test_a_helper_is_for_wssa(data: TrainingSet, tmp_path: Path) -> None:
+    options = replace(OPTIONS, architecture="compact", network={}, helper="distribution")
+    with pytest.raises(ModelError, match="--helper is for WSSA"):
+        regression.train_fold(data, np.arange(16) < 4, "a", options, tmp_path)
