@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from models.training.__main__ import main as train  # noqa: E402
 from models.training.data import TrainingScan, load_training_set  # noqa: E402
 from models.training.export import runs_of  # noqa: E402
 from models.training.folds import assign_folds  # noqa: E402
-from models.training.objectives import Objective  # noqa: E402
+from models.training.objectives import LabelDistribution, Objective  # noqa: E402
 from models.training.regression import train_fold  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "training.md"
@@ -57,7 +58,7 @@ class Recipe:
     words: str
     network: str
     options: str
-    objective: type[Objective] | None = None
+    objective: Callable[[], Objective] | None = None
 
 
 RECIPES = (
@@ -93,6 +94,9 @@ TRIED = (
            f"{CENTRED} --helper distribution"),
     Recipe("wssa-labels-two", "the same, two networks", "wssa",
            f"{CENTRED} --helper distribution --networks 2"),
+    Recipe("wssa-labels-aged", "the same, and ageing simulated", "wssa",
+           f"{CENTRED} --helper distribution --networks 2",
+           lambda: variants.Aged(LabelDistribution())),
     Recipe("wssa-dropout", "as the second; dropout 0.5 after the convolutions", "wssa",
            CENTRED.replace("dropout_conv=0.3", "dropout_conv=0.5")),
     Recipe("wssa-squares", "as the second; squared error", "wssa", f"{CENTRED} --loss mse"),
@@ -148,7 +152,7 @@ def row(recipe: Recipe, options: argparse.Namespace) -> list[str]:
             *(f"{moves[name]:.2f}" for name in CHANGES)]  # fmt: skip
 
 
-def train_by(objective: type[Objective], call: list[str]) -> None:
+def train_by(objective: Callable[[], Objective], call: list[str]) -> None:
     """Train the folds that a call of the trainer would train, by another objective."""
     chosen = build_parser().parse_args(call)
     how = regression_options(chosen)

@@ -49,14 +49,19 @@ class Aged(Objective):
     """Each image made older or younger by up to ``REACH``, along the mean change with age.
 
     Atrophy simulated: the change of every voxel with age is that of a linear regression over the
-    training people.
+    training people. What is made of the images after that is another objective's matter.
     """
 
     REACH = 0.6
     """Standard deviations of age, about 10 years."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Objective | None = None) -> None:
+        self.then = then or Objective()
         self.change: Tensor | None = None
+
+    def heads(self, network: nn.Module) -> nn.ModuleList:
+        """Those of the other objective."""
+        return self.then.heads(network)
 
     def prepare(self, training: Sequence[TrainingScan], output: Output, options: Options) -> None:
         """The mean change of every voxel for a standard deviation of age; once."""
@@ -79,7 +84,7 @@ class Aged(Objective):
         assert self.change is not None
         older = torch.from_numpy(rng.uniform(-self.REACH, self.REACH, len(target))).to(target)
         aged = inputs[0] + older[:, None, None, None, None] * self.change
-        return loss_of(network(aged).float(), target + older, options)
+        return self.then.loss(network, heads, [aged], target + older, options, rng)
 
 
 class DeepSupervision(Helped):
