@@ -39,7 +39,7 @@ from bidsapp.settings import Settings  # noqa: E402
 from bidsapp.study import load_study  # noqa: E402
 from models import registry  # noqa: E402
 from models.contract import InputContract, ModelCard, VolumeContract  # noqa: E402
-from models.ensemble import voters  # noqa: E402
+from models.ensemble import voters, weights_of  # noqa: E402
 from models.segmentation.labels import (  # noqa: E402
     LABELS,
     OUTER_CSF,
@@ -158,7 +158,7 @@ def gather(options: argparse.Namespace) -> Material:
     ]
     muse = dict(map(name_and_folder, options.muse))
     # The page must not say where the folders lie on this machine.
-    command = ["python benchmarks/evaluate.py --table {}"]
+    command = ["python benchmarks/evaluate.py"]
     command += [f"--out {each.name}=results/{each.name}" for each in results]
     command += [f"--training training/{folder.name}" for folder in options.training]
     command += [f"--alone training/{folder.name}" for folder in options.alone]
@@ -209,7 +209,8 @@ def ages(results: list[Results], trainings: list[Path]) -> pd.DataFrame:
 def ensemble_of(frames: list[pd.DataFrame], kind: str) -> list[pd.DataFrame]:
     """The predictions of those models that vote, averaged as ``models.ensemble`` does it."""
     names = voters({name: models.card(name) for name in models.embedded()})
-    weights = {name: models.card(name).uncertainty.standard_deviation ** -2 for name in names}
+    deviations = [models.card(name).uncertainty.standard_deviation for name in names]
+    weights = dict(zip(names, weights_of(deviations)))
     frames = [frame for frame in frames if frame["model"].isin(weights).all()]
     if len(frames) < 2:
         return []
@@ -309,7 +310,8 @@ def aims(material: Material) -> tuple[str, str]:
     if not material.retest.empty:
         last = material.retest[material.retest["model"] == material.retest["model"].iloc[-1]]
         moved = float(moves_of(last).to_numpy().mean())
-        row("the same heads again: mean change, years", f"< {RETEST_AIM}", moved,
+        row(f"the same heads again ({len(moves_of(last))} people), mean of models: mean change, "
+            "years", f"< {RETEST_AIM}", moved,
             moved < RETEST_AIM)  # fmt: skip
     dice = segmentation_figures().get("dice", {})
     for name, aim in DICE_AIMS.items():
@@ -376,20 +378,21 @@ def predictions(material: Material) -> tuple[str, str]:
 def decades(material: Material) -> tuple[str, str]:
     """Mean error by age decade."""
     groups = _groups(material.ages)
+    groups = {key: part for key, part in groups.items() if len(part) >= FEWEST}
     decade = {key: part["age"] // 10 * 10 for key, part in groups.items()}
     every = sorted(set().union(*(set(each) for each in decade.values()))) if groups else []
     rows = []
-    for low in every:
-        row = [f"{low:.0f} to {low + 9:.0f}"]
-        for key, part in groups.items():
-            inside = part[decade[key] == low]
+    for (dataset, model, kind), part in groups.items():
+        row = [dataset, model, kind]
+        for low in every:
+            inside = part[decade[dataset, model, kind] == low]
             error = (inside["predicted_age"] - inside["age"]).mean()
             row.append(f"{error:+.1f} ({len(inside)})" if len(inside) else UNKNOWN)
         rows.append(row)
-    header = ["age", *(f"{dataset}, {model}{kind.removeprefix(OUT_OF_FOLD).removeprefix(UNSEEN)}"
-                       for dataset, model, kind in groups)]  # fmt: skip
+    header = ["data set", "model", "scans", *(f"{low:.0f} to {low + 9:.0f}" for low in every)]
     about = (
-        "Mean of predicted minus true age in years (number of scans), of the predictions above. "
+        "Mean of predicted minus true age in years (number of scans) by decade of age, of the "
+        f"predictions above, where a data set has {FEWEST} or more scans. "
         "Regression to the mean shows here: the young come out too old, and the old too young."
     )
     return about, table(header, rows)
@@ -645,15 +648,14 @@ def page(material: Material, names: list[str], whole: bool) -> str:
     if whole:
         parts.append(
             "# Evaluation\n\nThis page is made by `benchmarks/evaluate.py` from finished output "
-            "folders (`run.py DATA results/NAME participant`) and is not edited by hand. The "
-            "command above each table prints that table alone; without `--table` it writes "
-            "the page."
+            "folders (`run.py DATA results/NAME participant`) and is not edited by hand:\n\n"
+            f"```\n{material.command}\n```\n\n"
+            "With `--table NAME` it prints one table alone; the names stand beside the titles."
         )
     for name in names:
         title, make = TABLES[name]
         about, found = make(material)
-        command = f"```\n{material.command.format(name)}\n```"
-        parts.append(f"## {title}\n\n{about}\n\n{command}\n\n{found}")
+        parts.append(f"## {title} (`{name}`)\n\n{about}\n\n{found}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -198,7 +198,7 @@ def _add_performance_options(group: argparse._ArgumentGroup) -> None:
     memory = group.add_mutually_exclusive_group()
     memory.add_argument(
         *_spellings("--mem", "--mem-mb"), dest="mem_gb", type=_megabytes, metavar="MB",
-        help="upper bound on memory in MB, or with a unit: 8G",
+        help="memory that may be used, in MB, or with a unit: 8G; see --mem-gb",
     )  # fmt: skip
     _add(memory, "--mem-gb", metavar="GB")
     _add(group, "--low-mem")

@@ -84,7 +84,7 @@ class Settings:
         "where to put temporary files, instead of the system's folder for them", None
     )
     nprocs: int = option(
-        "scans processed side by side; 0 means as many as processors and memory allow",
+        "scans processed side by side; 0, the default: as many as processors and memory allow",
         0,
         minimum=0,
     )
@@ -92,7 +92,9 @@ class Settings:
         "threads per scan; results are bit-identical between runs with 1", 1, minimum=1
     )
     mem_gb: float | None = option(
-        "upper bound on memory in GB, over all processes", None, minimum=0.1
+        "memory in GB that may be used: without --nprocs, a scan goes side by side for each 2 GB",
+        None,
+        minimum=0.1,
     )
     low_mem: bool = option("use less memory: one scan after the other", False)
     dask_scheduler: str | None = option(

@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.contract import ModelCard, Prediction
 
 MARGIN = 5.0
 """Years beyond the ages that a model was trained on within which it votes."""
+LARGEST_SHARE = 0.5
+"""Of the vote, of one model. Errors are known from the kind of scans that a model was trained on: one
+that errs little there must not decide alone elsewhere."""
 
 
 def voters(cards: Mapping[str, ModelCard]) -> list[str]:
@@ -19,15 +23,14 @@ def voters(cards: Mapping[str, ModelCard]) -> list[str]:
 
 
 def combine(predictions: Sequence[Prediction]) -> Prediction:
-    """Average weighted by precision (inverse variance); one prediction alone stays as it is.
+    """Average weighted by ``weights_of``; one prediction alone stays as it is.
 
     Models trained on the same people err together, so that no independence is claimed: the
     standard deviation and the interval's arms are averaged with the same weights.
     """
     if len(predictions) == 1:
         return predictions[0]
-    weights = np.array([each.standard_deviation**-2 for each in predictions])
-    weights /= weights.sum()
+    weights = weights_of([each.standard_deviation for each in predictions])
 
     def mean(values: Sequence[float]) -> float:
         return float(np.dot(weights, values))
@@ -44,6 +47,29 @@ def combine(predictions: Sequence[Prediction]) -> Prediction:
         within_training_ages=all(each.within_training_ages for each in predictions),
         sex_assumed=any(each.sex_assumed for each in predictions),
     )
+
+
+def weights_of(deviations: Sequence[float]) -> NDArray[np.float64]:
+    """Shares of the vote by precision (inverse variance), none above ``LARGEST_SHARE``.
+
+    Parameters
+    ----------
+    deviations
+        Standard deviations of two or more models' errors, in years.
+
+    Returns
+    -------
+    numpy.ndarray
+        As many, in sum 1.
+    """
+    weights = np.asarray(deviations, float) ** -2
+    weights /= weights.sum()
+    first = weights.argmax()
+    if weights[first] > LARGEST_SHARE:
+        others = np.arange(len(weights)) != first
+        weights[others] *= (1 - LARGEST_SHARE) / weights[others].sum()
+        weights[first] = LARGEST_SHARE
+    return weights
 
 
 def within_ages(

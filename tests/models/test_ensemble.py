@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.contract import Prediction
-from models.ensemble import combine, within_ages
+from models.ensemble import combine, weights_of, within_ages
 
 ONE = Prediction(40.0, 4.0, (33.0, 48.0), 0.9, True, False)
 
@@ -24,14 +24,22 @@ def test_equals_give_the_same_again():
 
 
 def test_the_surer_model_counts_more():
-    """Inverse variances: 1/16 and 1/64 weigh 4 to 1."""
-    found = combine([ONE, other(predicted_age=50.0, standard_deviation=8.0, interval=(36, 65))])
-    assert found.predicted_age == pytest.approx(42)
-    assert found.standard_deviation == pytest.approx((4 * 4 + 8) / 5)  # no independence claimed
+    """Inverse variances: 1/16, 1/16 and 1/64 weigh 4 to 4 to 1."""
+    found = combine([ONE, ONE, other(predicted_age=49.0, standard_deviation=8.0,
+                                     interval=(35, 64))])  # fmt: skip
+    assert found.predicted_age == pytest.approx(41)
+    assert found.standard_deviation == pytest.approx((8 * 4 + 8) / 9)  # no independence claimed
     low, high = found.interval
-    assert low == pytest.approx(42 + (4 * -7 - 14) / 5)
-    assert high == pytest.approx(42 + (4 * 8 + 15) / 5)
+    assert low == pytest.approx(41 + (8 * -7 - 14) / 9)
+    assert high == pytest.approx(41 + (8 * 8 + 15) / 9)
     assert found.coverage == 0.9
+
+
+def test_no_model_decides_alone():
+    """By precision the first would have 94 % of the vote."""
+    np.testing.assert_allclose(weights_of([2, 10, 14.1421356]), [1 / 2, 1 / 3, 1 / 6])
+    np.testing.assert_allclose(weights_of([2.0, 10.0]), [1 / 2, 1 / 2])
+    np.testing.assert_allclose(weights_of([4, 4, 8]), [4 / 9, 4 / 9, 1 / 9])
 
 
 def test_order_does_not_matter():
