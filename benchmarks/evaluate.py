@@ -38,7 +38,7 @@ from bidsapp.reporting.methods import stem_of  # noqa: E402
 from bidsapp.settings import Settings  # noqa: E402
 from bidsapp.study import load_study  # noqa: E402
 from models import registry  # noqa: E402
-from models.contract import InputContract, ModelCard, VolumeContract  # noqa: E402
+from models.contract import InputContract, ModelCard  # noqa: E402
 from models.ensemble import voters, weights_of  # noqa: E402
 from models.segmentation.labels import (  # noqa: E402
     LABELS,
@@ -47,10 +47,8 @@ from models.segmentation.labels import (  # noqa: E402
     structures_from_muse,
 )
 from models.training.data import (  # noqa: E402
-    TrainingSet,
     dataset_name,
-    load_training_set,
-    load_volumes,
+    load_inputs,
 )
 from models.training.evaluation import accuracy  # noqa: E402
 
@@ -234,7 +232,7 @@ def carried_over(results: list[Results], trainings: list[Path]) -> list[pd.DataF
         for each in results:
             if each.dataset in seen or not any(record["age"] for record in each.records):
                 continue
-            scans = inputs(card, each.folder).scans
+            scans = load_inputs(card, [each.folder]).scans
             found = [
                 model.predict(scan.image.float().numpy(), scan.sex).predicted_age for scan in scans
             ]
@@ -261,13 +259,6 @@ def of_alone(trainings: list[Path]) -> pd.DataFrame:
 def alone_kind(card: ModelCard) -> str:
     """What to call predictions of a model that has seen fewer data sets."""
     return f"{UNSEEN}; trained on {', '.join(card.training['datasets'])} alone"
-
-
-def inputs(card: ModelCard, folder: Path) -> TrainingSet:
-    """The images, or the volumes, that a model takes."""
-    if isinstance(card.contract, VolumeContract):
-        return load_volumes([folder], card.contract.volumes)
-    return load_training_set([folder], card.contract.intensity)
 
 
 def _has_seen(model: str, dataset: str, seen: Mapping[str, set[str]]) -> bool:
@@ -444,7 +435,7 @@ def scanned_again(folder: Path, trainings: list[Path]) -> pd.DataFrame:
     for training in trainings:
         card = registry.read_card(training / registry.CARD)
         if isinstance(card.contract, InputContract):
-            frames.append(ages_again(training, inputs(card, folder).scans))
+            frames.append(ages_again(training, load_inputs(card, [folder]).scans))
     found = pd.concat(frames, ignore_index=True)
     mean = found.groupby(["person", "change"], as_index=False)["age"].mean()
     return pd.concat([found, mean.assign(model="mean of these")], ignore_index=True)

@@ -13,8 +13,8 @@ from models.contract import ModelCard, Prediction
 MARGIN = 5.0
 """Years beyond the ages that a model was trained on within which it votes."""
 LARGEST_SHARE = 0.5
-"""Of the vote, of one model. Errors are known from the kind of scans that a model was trained on: one
-that errs little there must not decide alone elsewhere."""
+"""Of the vote, of one model. Errors are known from scans like those that a model was trained on:
+one that errs little there must not decide alone elsewhere."""
 
 
 def voters(cards: Mapping[str, ModelCard]) -> list[str]:

@@ -46,6 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
             "reference", help="to a trained model: what is usual among its training images"
         )
     )
+    _add_elsewhere(
+        commands.add_parser(
+            "elsewhere", help="to a trained model's card: how its kind does on unseen data"
+        )
+    )
     _add_segmentation(
         commands.add_parser("segmentation", help="the network that finds brain and tissues")
     )
@@ -195,6 +200,15 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
     add("--weights", type=Path, metavar="DIR", help="folder of the model, where it is your own")
 
 
+def _add_elsewhere(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", metavar="MODEL", help="a model that is known")
+    add("--alone", type=Path, required=True, metavar="DIR",
+        help="training folder of the same recipe, on fewer data sets")  # fmt: skip
+    _add_data(parser, "people it has not seen")
+    add("--weights", type=Path, metavar="DIR", help="folder of the model, where it is your own")
+
+
 def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="BIDS", help="BIDS data set of T1w scans")
@@ -220,6 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
             _train_closed_form(chosen)
         elif chosen.model == "reference":
             _write_reference(chosen)
+        elif chosen.model == "elsewhere":
+            _write_elsewhere(chosen)
         else:
             _train_regression(chosen)
     except (ModelError, OSError) as error:
@@ -268,6 +284,12 @@ def _write_reference(chosen: argparse.Namespace) -> None:
     from models.training import reference
 
     print(reference.write(chosen.name, chosen.data, chosen.weights))
+
+
+def _write_elsewhere(chosen: argparse.Namespace) -> None:
+    from models.training import elsewhere
+
+    print(elsewhere.write(chosen.name, chosen.alone, chosen.data, chosen.weights))
 
 
 def _train_regression(chosen: argparse.Namespace) -> None:

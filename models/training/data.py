@@ -18,7 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from models.contract import Affine, ModelError
+from models.contract import Affine, ModelCard, ModelError, VolumeContract
 from models.intensity import TISSUE_MAP, TISSUES, scale, tissue_map
 
 RECORD = "_brainage.json"
@@ -150,6 +150,13 @@ def load_training_set(roots: Sequence[Path], intensity: str) -> TrainingSet:
         names = " and ".join(list(grids.values())[:2])
         raise ModelError(f"The scans {names} lie on different grids; use one template for all.")
     return TrainingSet(tuple(scans), template, affine, skipped)
+
+
+def load_inputs(card: ModelCard, roots: Sequence[Path]) -> TrainingSet:
+    """The images, or the volumes, that a model takes; see the functions for either."""
+    if isinstance(card.contract, VolumeContract):
+        return load_volumes(roots, card.contract.volumes)
+    return load_training_set(roots, card.contract.intensity)
 
 
 def load_volumes(roots: Sequence[Path], names: Sequence[str]) -> TrainingSet:
