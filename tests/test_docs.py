@@ -266,3 +266,20 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    """Its table of errors is that of the evaluation, rounded."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in (DOCS / "evaluation.md").read_text().splitlines()
+            if line.startswith("|") and "| ensemble |" in line]  # fmt: skip
+    measured = {(row[0], row[2]): (float(row[4].split()[0]), float(row[10]))
+                for row in rows if len(row) == 11 and row[10] != "n/a"}  # fmt: skip
+    readme = (DOCS.parent / "README.md").read_text()
+    for words, key in {
+        "other people of IXI, out of fold": ("IXI", "out of fold"),
+        "other people of ds002748, out of fold": ("ds002748", "out of fold"),
+        "ds002748, an unseen scanner": ("ds002748", "unseen; trained on ixi alone"),
+    }.items():
+        said = next(line for line in readme.splitlines() if words in line).split("|")[3:5]
+        assert [float(cell) for cell in said] == pytest.approx(measured[key], abs=0.0501)

@@ -57,7 +57,7 @@ def _of_member(network: BrainRotViT, image: Tensor, sexes: Tensor) -> Array:
     tokens, attended = (torch.cat(each) for each in zip(*parts, strict=True))
     features = tokens.mean(1)[None].requires_grad_(True)
     with torch.enable_grad(), _GuidedBackpropagation():
-        age = network.regressor(features, sexes).mean()
+        age = network.regress(features, sexes).mean()
         gradient = torch.autograd.grad(age, features)[0][0]
     contribution = torch.einsum("sph,sh->sp", tokens[:, 1:], gradient)
     patches = _scaled(attended) * _scaled(contribution)

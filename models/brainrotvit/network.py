@@ -41,6 +41,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
         "smoothing": 2,
         "centred": True,
+        "mirror": True,
     },
 }
 
@@ -248,6 +249,8 @@ class BrainRotViT(nn.Module):
     centred
         Slices show how a brain differs from the mean of those it was trained on, which the buffers
         ``mean`` and ``deviation`` hold: what age does to a place is little beside what it is.
+    mirror
+        In use, predict from the brain and from its mirror image, and average.
     """
 
     mean: Tensor
@@ -259,11 +262,12 @@ class BrainRotViT(nn.Module):
         regressor: dict[str, Any],
         smoothing: int = 0,
         centred: bool = False,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = ViT(**encoder)
         self.regressor = Regressor(**regressor)
-        self.smoothing, self.centred = smoothing, centred
+        self.smoothing, self.centred, self.mirror = smoothing, centred, mirror
         if centred:
             size = self.regressor.slices, *self.encoder.image_size
             self.register_buffer("mean", torch.zeros(size))
@@ -333,13 +337,20 @@ class BrainRotViT(nn.Module):
             touched = slice(max(0, first - margin), last + margin)
             features = encoded.expand(len(images), -1, -1).clone()
             features[:, touched] = self._encoded(self.slices(images)[:, touched])
-            return self.regressor(features, sex)
+            return self.regress(features, sex)
 
         return network
 
+    def regress(self, features: Tensor, sex: Tensor) -> Tensor:
+        """From what ``encode`` gives, (N, slices, hidden), and sexes (N,) to the output, (N,)."""
+        found = self.regressor(features, sex)
+        if self.mirror and not self.training:  # the slices of a mirror image, from left to right
+            found = (found + self.regressor(features.flip(1), sex)) / 2
+        return found
+
     def forward(self, x: Tensor, sex: Tensor) -> Tensor:
         """(N, 1, X, Y, Z) and (N,), M 0 and F 1 -> (N,), age in the card's units."""
-        return self.regressor(self.encode(x), sex)
+        return self.regress(self.encode(x), sex)
 
 
 def build(config: dict[str, Any]) -> BrainRotViT:
@@ -349,7 +360,7 @@ def build(config: dict[str, Any]) -> BrainRotViT:
     ----------
     config
         ``size`` ("base" or "small", the default), and under ``encoder`` and ``regressor``
-        what is to differ from it; ``smoothing`` and ``centred`` of the small one.
+        what is to differ from it; ``smoothing``, ``centred`` and ``mirror`` of the small one.
 
     Raises
     ------

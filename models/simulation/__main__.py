@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-AGES = (20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0)
+AGES = (20.0, 40.0, 60.0, 80.0)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ages", type=float, nargs="*", default=list(AGES), metavar="YEARS",
         help="ages (18 to 90) to which the average brain is aged, one subject each "
-        "(default: 20 to 80 by tens)",
+        "(default: 20, 40, 60, 80)",
     )  # fmt: skip
     parser.add_argument(
         "--people", type=int, default=0, metavar="N",

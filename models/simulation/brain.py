@@ -96,6 +96,8 @@ class Appearance:
 
     resolution: float = 1.0
     """Voxel edge in mm."""
+    size: float = 1.0
+    """Edge of the head as a multiple of the template's."""
     rotation: float = 0.0
     """Standard deviation of the head's rotation about each axis, in degrees."""
     translation: float = 0.0
@@ -103,7 +105,7 @@ class Appearance:
     scale: float = 0.0
     """Standard deviation of the logarithm of the head's size along each axis."""
     warp: float = 0.0
-    """Standard deviation of a smooth displacement of the anatomy, in mm."""
+    """Standard deviation of a smooth displacement of the anatomy, in mm of the template."""
     bias: float = 0.0
     """Standard deviation of the logarithm of the bias field."""
     noise: float = 0.0
@@ -401,7 +403,7 @@ def acquire(
     affine
         4 x 4, voxel index to scanner RAS mm.
     """
-    shape, affine = _field_of_view(brain, appearance.resolution)
+    shape, affine = _field_of_view(brain, appearance)
     head = _random_head(appearance, rng)
     scanner_to_voxel = np.linalg.inv(head @ brain.affine) @ affine
     index = np.indices(shape, np.float32).reshape(3, -1)
@@ -412,7 +414,8 @@ def acquire(
             at[axis] += appearance.warp * _smooth_noise(shape, appearance.resolution, 16, rng)
 
     # A voxel is a mean over its volume: smooth to its width before sampling.
-    sigma = np.sqrt(max(appearance.resolution**2 - 1, 0)) / 2.355
+    width = appearance.resolution / appearance.size  # in mm of the template
+    sigma = np.sqrt(max(width**2 - 1, 0)) / 2.355
     t1 = ndimage.gaussian_filter(brain.t1, sigma) if sigma else brain.t1
     inside = ndimage.map_coordinates(
         (brain.t1 > 0).astype(np.float32), at, order=1, output=np.float32
@@ -426,12 +429,13 @@ def acquire(
 
 
 def _field_of_view(
-    brain: Template, resolution: float
+    brain: Template, appearance: Appearance
 ) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     # 10 mm more on every side than the template, whose brain stem touches the lowest slice.
-    extent = np.array(brain.t1.shape) + 20
+    resolution = appearance.resolution
+    extent = appearance.size * np.array(brain.t1.shape) + 20
     x, y, z = (int(n) for n in np.ceil(extent / resolution))
-    middle = brain.affine[:3, 3] + (np.array(brain.t1.shape) - 1) / 2
+    middle = appearance.size * (brain.affine[:3, 3] + (np.array(brain.t1.shape) - 1) / 2)
     affine = np.diag([resolution, resolution, resolution, 1.0])
     affine[:3, 3] = middle - resolution * (np.array([x, y, z]) - 1) / 2
     return (x, y, z), affine
@@ -439,7 +443,7 @@ def _field_of_view(
 
 def _random_head(appearance: Appearance, rng: np.random.Generator) -> NDArray[np.float64]:
     """4 x 4, template mm to scanner mm: a size of its own, then a position."""
-    scales = np.exp(appearance.scale * rng.normal(size=3))
+    scales = appearance.size * np.exp(appearance.scale * rng.normal(size=3))
     angles = appearance.rotation * rng.normal(size=3)
     head = np.eye(4)
     head[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * scales

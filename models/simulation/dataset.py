@@ -21,14 +21,18 @@ from models.simulation.brain import (
     grow_old,
 )
 
+HEAD_SIZE = 0.87
+"""Edge of a head as a multiple of the template's, whose brain has 1.9 litres: it was fitted to a
+space larger than the heads it is the average of. Now it is that of a woman."""
 TITLE = "Simulated ageing of the average brain"
 README = f"""# {TITLE}
 
 No person was scanned for this data set. Every image is the ICBM 152 nonlinear symmetric average
 brain (version 2009a, skull removed, as bundled with nilearn), deformed so that its lateral
-ventricles grow and its cortex thins as they do, at the median, in women of a given age, and then
-sampled as a scanner would: turned, with a bias field and noise. `sub-average` is the average brain
-itself, untouched. `participants.tsv` says how far each brain was changed.
+ventricles grow and its cortex thins as they do, at the median, in women of a given age, made as
+large as a woman's ({HEAD_SIZE} of its edges), and then sampled as a scanner would: turned, with a bias
+field and noise. `sub-average` is the average brain itself, its voxels untouched but for their size.
+`participants.tsv` says how far each brain was changed.
 
 ICBM 152 average brain: Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre,
 Montreal Neurological Institute, McGill University; free to use, copy, modify and distribute as
@@ -43,7 +47,7 @@ COLUMNS = {
     },
     "cortex": {"Description": "Volume of the cerebral cortex, as a multiple of the template's"},
 }
-SCANNER = Appearance(rotation=3, translation=3, bias=0.08, noise=0.02)
+SCANNER = Appearance(size=HEAD_SIZE, rotation=3, translation=3, bias=0.08, noise=0.02)
 """The same head in a scanner: position, bias field and noise."""
 INTENSITY = 1000  # of the brightest template voxel, in stored units
 
@@ -84,8 +88,9 @@ def load_template() -> Template:
 
 
 def average_brain() -> Subject:
-    """The untouched template, as if it were a scan of a person of the template's age."""
-    return Subject("sub-average", TEMPLATE_AGE, "n/a", TEMPLATE_AGE, Appearance())
+    """The template's own voxels, as if they were a scan of a person of the template's age."""
+    untouched = Appearance(size=HEAD_SIZE)
+    return Subject("sub-average", TEMPLATE_AGE, "n/a", TEMPLATE_AGE, untouched)
 
 
 def degrees(ages: Sequence[float], resolution: float) -> list[Subject]:
@@ -158,8 +163,8 @@ def write_dataset(
     for number, (subject, change) in enumerate(zip(subjects, changes, strict=True)):
         rng = np.random.default_rng([seed, number])
         brain = grow_old(template, regions, change)
-        if subject.appearance == Appearance():
-            image, affine = brain.t1, brain.affine
+        if subject.appearance == Appearance(size=HEAD_SIZE):
+            image, affine = brain.t1, np.diag([HEAD_SIZE] * 3 + [1]) @ brain.affine
         else:
             image, affine = acquire(brain, subject.appearance, rng)
         _write_scan(root, subject.participant_id, image, affine)

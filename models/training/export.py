@@ -235,8 +235,9 @@ def _training(data: TrainingSet, options: Options) -> dict[str, Any]:
     for name in ("architecture", "network", "intensity", "needs_sex", "augmentation",
                  "threads", "device", "evaluate_every"):  # fmt: skip
         del chosen[name]
-    if not options.dora:
-        del chosen["dora"]
+    for name in ("dora", "helper"):
+        if not chosen[name]:
+            del chosen[name]
     if options.networks == 1:
         del chosen["networks"]
     used = [name for name in AUGMENTATIONS if getattr(options.augmentation, name)]

@@ -8,6 +8,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from models.registry import FOLDER, embedded
@@ -30,10 +31,12 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     ages = ["20", "40", "60", "80"]
     _run("-m", "models.simulation", folder / "bids", "--ages", *ages, "--resolution", "2")
     _run(REPOSITORY / "run.py", folder / "bids", folder / "out", "participant", "group")
-    assert (folder / "out" / "group_brainage.tsv").is_file()
     records = [
         json.loads(path.read_text()) for path in (folder / "out").rglob("sub-*_brainage.json")
     ]
+    assert not any(flag for record in records for flag in record["quality"]["flags"])
+    table = pd.read_csv(folder / "out" / "group_brainage.tsv", sep="\t")
+    assert set(table["role"]) == {"reference"}
     return {r["participant_id"]: r["predictions"]["ensemble"]["predicted_age"] for r in records}
 
 

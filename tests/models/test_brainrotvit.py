@@ -192,3 +192,16 @@ def test_a_centred_network_sees_differences_from_the_mean(brains):
     network.deviation.fill_(0.5)
     torch.testing.assert_close(network.slices(brains[:1]), torch.zeros(1, 12, 16, 16))
     torch.testing.assert_close(network.slices(brains[1:])[0], 2 * (brains[1, 0] - brains[0, 0]))
+
+
+def test_left_and_right_are_told_alike_in_use(brains):
+    torch.manual_seed(4)
+    network = build({"size": "small"}).eval()
+    images = functional.interpolate(brains, size=(46, 48, 42))
+    sex = torch.tensor([0.0, 1.0])[: len(images)]
+    both = network(images, sex)
+    torch.testing.assert_close(network(images.flip(2), sex), both)
+    network.mirror = False
+    one, other = network(images, sex), network(images.flip(2), sex)
+    torch.testing.assert_close((one + other) / 2, both)
+    assert not torch.allclose(one, other)

@@ -227,6 +227,14 @@ def test_volume_is_kept_at_any_resolution(toy: Template, resolution: float) -> N
     assert np.abs(np.diag(affine)[:3]) == pytest.approx(resolution)
     volume = (image > 0).sum() * abs(np.linalg.det(affine[:3, :3]))
     assert volume == pytest.approx((toy.t1 > 0).sum(), rel=0.02)
+
+
+def test_a_smaller_head_has_less_volume_in_voxels_of_the_same_size(toy: Template) -> None:
+    image, affine = acquire(toy, Appearance(resolution=1, size=0.8), np.random.default_rng(3))
+    assert np.abs(np.diag(affine)[:3]) == pytest.approx(1)
+    assert (image > 0).sum() == pytest.approx(0.8**3 * (toy.t1 > 0).sum(), rel=0.02)
+    edges = np.concatenate([image[i] for i in (0, -1)])
+    assert not edges.any()  # the whole of it is in the field of view
     border = image.copy()
     border[1:-1, 1:-1, 1:-1] = 0
     assert not border.any()
@@ -278,7 +286,7 @@ def test_dataset_is_bids_and_says_the_truth(tmp_path: Path, toy: Template) -> No
         assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 1
     average = nib.load(root / "sub-average" / "anat" / "sub-average_T1w.nii.gz")
     assert np.allclose(average.get_fdata() / dataset.INTENSITY, toy.t1, atol=1e-3)
-    assert np.allclose(average.affine, toy.affine)
+    assert np.allclose(average.affine[:3], dataset.HEAD_SIZE * toy.affine[:3])
 
     done = subprocess.run(
         [VALIDATOR, "--json", str(root)], capture_output=True, text=True, check=False
