@@ -33,6 +33,7 @@ from bidsapp.importance.regions import (
     region_table,
     region_volumes,
 )
+from bidsapp.importance.sidecar import PREPROCESSING
 from bidsapp.preprocessing.atlas import load_atlas
 from bidsapp.preprocessing.image import Image
 from bidsapp.reporting.importance_figures import map_figure, region_bars
@@ -207,20 +208,32 @@ class Explained:
         (X, Y, Z), the brain on the standard grid.
     template
         The template's brain on the standard grid, under the maps in pictures.
+    preprocessing
+        Fingerprint of the preprocessed image, by which a map is known to be of it.
     """
 
     scan: Scan
     views: Callable[[str], View]
     mask: Mask
     template: Image
+    preprocessing: str
 
 
 def wanted(
-    scan: Scan, key: str, models: Mapping[str, BrainAgeModel], settings: Settings, out: Derivatives
+    scan: Scan,
+    key: Mapping[str, str],
+    models: Mapping[str, BrainAgeModel],
+    settings: Settings,
+    out: Derivatives,
 ) -> dict[tuple[str, str], str]:
     """Model and method of each map that is to be made, and the fingerprint it will have.
 
     Those that are there and up to date are left out, and so is what cannot be made.
+
+    Parameters
+    ----------
+    key
+        Fingerprints of the scan's ``preprocessing`` and ``prediction``.
     """
     found = {}
     seeing = {name: model for name, model in models.items() if takes_image(model)}
@@ -228,9 +241,10 @@ def wanted(
         for name, model in seeing.items():
             if not suited(method, model) or not _possible(method, model, settings):
                 continue
-            fingerprint = _fingerprint(method, model, key, settings)
+            fingerprint = _fingerprint(method, model, key["prediction"], settings)
             before = out.read_sidecar(out.importance(scan, name, method))
-            if before.get("Fingerprint") != fingerprint:
+            there = before.get("Fingerprint"), before.get(PREPROCESSING)
+            if there != (fingerprint, key["preprocessing"]):
                 found[name, method] = fingerprint
     return found
 
@@ -292,7 +306,10 @@ def write_maps(
         labels = atlas.on(contract.shape, np.array(contract.affine)) if atlas else None
         maps = make(method, model, view, noise, labels)
         sidecar = describe(method, model.card, settings.template, noise)
-        sidecar |= {"Sources": [out.uri(out.preproc(what.scan))]}
+        sidecar |= {
+            "Sources": [out.uri(out.preproc(what.scan))],
+            PREPROCESSING: what.preprocessing,
+        }
         values = view.on_standard(maps.whole, what.mask)
         rows = of_regions(values, what.mask, what.template.affine, atlas)
         sidecar |= regions_note(atlas, why) | ({"Regions": rows} if rows else {})

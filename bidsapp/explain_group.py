@@ -36,6 +36,7 @@ from bidsapp.importance import regions, sanity
 from bidsapp.importance.brain import Array, Brain, Mask
 from bidsapp.importance.noise import NoiseModel
 from bidsapp.importance.population import Population
+from bidsapp.importance.sidecar import PREPROCESSING, belongs, preprocessing_of, weights_of
 from bidsapp.preprocessing.templates import load_template
 from bidsapp.progress import Steps
 from bidsapp.reporting.importance_figures import map_figure, region_bars
@@ -220,9 +221,8 @@ def good_sources(out: Derivatives) -> Iterator[Source]:
         levels = [s["levels"] for s in record.get("steps") or () if s.get("step") == "intensity"]
         passed = (record.get("quality") or {}).get("passed") is not False
         if there and levels and passed:
-            weights = {name: str(each.get("weights_sha256") or "")
-                       for name, each in (record.get("predictions") or {}).items()}  # fmt: skip
-            key = str((record.get("fingerprint") or {}).get("preprocessing") or "")
+            weights = weights_of(record)
+            key = preprocessing_of(record)
             yield Source(scan, record.get("age"), record.get("sex"), levels[0], weights, key)
 
 
@@ -275,10 +275,10 @@ class _Group:
         self.remarks: list[str] = []
 
     def _map_of(self, source: Source) -> dict[str, Any]:
-        """Sidecar of the participant level's map, if it is of these weights."""
+        """Sidecar of the scan's own map, if it is of the image and the weights of its record."""
         path = self.out.importance(source.scan, self.name, self.method)
         sidecar = self.out.read_sidecar(path)
-        return sidecar if sidecar.get("WeightsSHA256") == self.model.card.weights_sha256 else {}
+        return sidecar if belongs(sidecar, source.key, source.weights) else {}
 
     def made(self) -> Population | None:
         """The population map, written; None where there is nothing to make it of."""
@@ -368,16 +368,27 @@ class _Group:
         return found, np.array(of_regions)
 
     def _is_for_scans(self, source: Source) -> bool:
-        """Whether a map of the scan's own was asked for and the participant level made none."""
-        asked = self.method == "noise" and "noise" in self.settings.importance
-        return asked and not self._map_of(source)
+        """Whether a map of the scan's own was asked for and is not there.
+
+        One of the participant level serves; one of this level that an earlier noise model made
+        does not.
+        """
+        if self.noise is None or "noise" not in self.settings.importance:
+            return False
+        there = self._map_of(source)
+        of_participant_level = "Fingerprint" in there
+        about = json.loads(json.dumps(self.noise.about))  # as it would be read back
+        return not of_participant_level and there.get("NoiseModel") != about
 
     # --- what is written ---
 
     def _write_of_scan(self, source: Source, values: Array, affine: NDArray[np.float64]) -> None:
         """The scan's own map by the cohort's noise model."""
         sidecar = describe("noise", self.model.card, self.settings.template, self.noise)
-        sidecar |= {"Sources": [self.out.uri(self.out.preproc(source.scan))]}
+        sidecar |= {
+            "Sources": [self.out.uri(self.out.preproc(source.scan))],
+            PREPROCESSING: source.key,
+        }
         path = self.out.importance(source.scan, self.name, "noise")
         self.out.write_image(path, values, affine, sidecar, np.float32)
 

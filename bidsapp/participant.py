@@ -240,7 +240,7 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
         if _is_refused(prepared.quality, settings):
             predictions = {}
         elif todo:
-            _explain(prepared, scan, todo, tools, settings, out)
+            _explain(prepared, scan, key, todo, tools, settings, out)
     out.write_json(out.record(scan), _record(scan, prepared, predictions, key))
     _refuse(scan, prepared.quality, settings)
     return "done"
@@ -394,12 +394,12 @@ def _maps_to_make(
         return {}
     from bidsapp import explain
 
-    return explain.wanted(scan, key["prediction"], tools.models, settings, out)
+    return explain.wanted(scan, key, tools.models, settings, out)
 
 
 def _explain(
-    prepared: Prepared, scan: Scan, todo: dict[tuple[str, str], str], tools: Toolbox,
-    settings: Settings, out: Derivatives,
+    prepared: Prepared, scan: Scan, key: dict[str, str], todo: dict[tuple[str, str], str],
+    tools: Toolbox, settings: Settings, out: Derivatives,
 ) -> None:  # fmt: skip
     from bidsapp import explain
     from bidsapp.importance.brain import Brain
@@ -409,7 +409,7 @@ def _explain(
         image, mask, from_standard = _on_model_grid(prepared, contract, tools)
         return explain.View(Brain(image, mask, scan.demographics.sex), from_standard)
 
-    what = explain.Explained(scan, view, prepared.mask, tools.template_brain)
+    what = explain.Explained(scan, view, prepared.mask, tools.template_brain, key["preprocessing"])
     explain.write_maps(what, todo, tools.models, settings, out)
 
 

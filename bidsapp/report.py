@@ -84,9 +84,12 @@ def write_participants(participants: Iterable[str], out: Derivatives, pages: boo
         every += records
         written += bool(records)
         if records and pages:
-            stems = map(stem_of, records)
-            figures = {stem: _figures(participant, stem, out) for stem in stems}
-            maps = {stem: _map_sections(participant, stem, out) for stem in figures}
+            by_stem = {stem_of(record): record for record in records}
+            figures = {stem: _figures(participant, stem, out) for stem in by_stem}
+            maps = {
+                stem: _map_sections(participant, stem, record, out)
+                for stem, record in by_stem.items()
+            }
             page = participant_page(
                 participant, records, figures, cards, __version__, maps, limits
             )
@@ -228,9 +231,16 @@ def _group_figures(results: Results) -> dict[str, str]:
     return figures
 
 
-def _map_sections(participant_id: str, stem: str, out: Derivatives) -> list[MapSection]:
-    figure = partial(out.importance_figure, participant_id, stem)
-    return map_sections(out.importance_maps(participant_id, stem), figure, out)
+def _map_sections(
+    participant_id: str, stem: str, record: Mapping[str, Any], out: Derivatives
+) -> list[MapSection]:
+    """The maps that explain the ages of the record, not what an earlier image has left."""
+    from bidsapp.importance.sidecar import belongs, preprocessing_of, weights_of
+
+    key, weights = preprocessing_of(record), weights_of(record)
+    there = out.importance_maps(participant_id, stem)
+    maps = {label: about for label, about in there.items() if belongs(about, key, weights)}
+    return map_sections(maps, partial(out.importance_figure, participant_id, stem), out)
 
 
 def _figures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -26,6 +27,8 @@ SHAPE = (24, 28, 24)
 AFFINE = np.array([[7.0, 0, 0, -80], [0, 7, 0, -115], [0, 0, 7, -65], [0, 0, 0, 1]])
 SCAN = Scan(Path("a"), "bids:raw:a", "sub-01", "ses-1", "sub-01_ses-1", Demographics())
 METHODS = ("noise", "gradcam", "attention", "occlusion")
+KEY = {"preprocessing": "image", "prediction": "image, models and person"}
+RECORD = {"fingerprint": KEY, "predictions": {"wssa": {"weights_sha256": "ab" * 32}}}
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def what() -> explain.Explained:
     mask = (place**2).sum(0) < 100
     image = (np.random.default_rng(1).random(SHAPE) * mask).astype(np.float32)
     view = explain.View(Brain(image, mask, None), np.eye(4))
-    return explain.Explained(SCAN, lambda _name: view, mask, Image(1.0 * mask, AFFINE))
+    return explain.Explained(SCAN, lambda _name: view, mask, Image(1.0 * mask, AFFINE), "image")
 
 
 def derivatives(settings: Settings) -> Derivatives:
@@ -78,7 +81,7 @@ def test_every_method_that_fits_the_model_is_written_once(
     settings: Settings, model: BrainAgeModel
 ) -> None:
     out, models = derivatives(settings), {"wssa": model}
-    todo = explain.wanted(SCAN, "key", models, settings, out)
+    todo = explain.wanted(SCAN, KEY, models, settings, out)
     assert set(todo) == {("wssa", "noise"), ("wssa", "gradcam"), ("wssa", "occlusion")}
     explain.write_maps(what(), todo, models, settings, out)
     for (name, method), fingerprint in todo.items():
@@ -93,13 +96,50 @@ def test_every_method_that_fits_the_model_is_written_once(
         assert about["Units"] == ("years" if method == "occlusion" else "arbitrary")
     layers = list(out.root.glob("sub-01/ses-1/anat/*desc-wssagradcamlayer*_importance.nii.gz"))
     assert len(layers) == 5
-    assert explain.wanted(SCAN, "key", models, settings, out) == {}
-    assert set(explain.wanted(SCAN, "another", models, settings, out)) == set(todo)
-    sections = report._map_sections("sub-01", SCAN.stem, out)
+    assert explain.wanted(SCAN, KEY, models, settings, out) == {}
+    for changed in KEY:
+        assert set(explain.wanted(SCAN, KEY | {changed: "other"}, models, settings, out)) == set(
+            todo
+        )
+    sections = report._map_sections("sub-01", SCAN.stem, RECORD, out)
     assert [section.title for section in sections] == [
         f"{method}, WSSA (Kancharla & Sinha 2024)" for method in ("Gradcam", "Noise", "Occlusion")
     ]
     assert all(section.picture and section.bars for section in sections)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        RECORD | {"fingerprint": KEY | {"preprocessing": "another image"}},
+        RECORD | {"predictions": {"wssa": {"weights_sha256": "cd" * 32}}},
+        RECORD | {"predictions": {}},
+        {},
+    ],
+)
+def test_a_page_leaves_out_maps_of_another_image_or_of_other_weights(
+    settings: Settings, model: BrainAgeModel, record: dict[str, Any]
+) -> None:
+    out, noise = derivatives(settings), replace(settings, importance=("noise",))
+    todo = explain.wanted(SCAN, KEY, {"wssa": model}, noise, out)
+    explain.write_maps(what(), todo, {"wssa": model}, noise, out)
+    assert report._map_sections("sub-01", SCAN.stem, RECORD, out)
+    assert report._map_sections("sub-01", SCAN.stem, record, out) == []
+
+
+def test_a_map_that_does_not_name_its_image_is_left_out_and_made_again(
+    settings: Settings, model: BrainAgeModel
+) -> None:
+    out, noise = derivatives(settings), replace(settings, importance=("noise",))
+    todo = explain.wanted(SCAN, KEY, {"wssa": model}, noise, out)
+    explain.write_maps(what(), todo, {"wssa": model}, noise, out)
+    path = out.importance(SCAN, "wssa", "noise")
+    values, affine = out.read_image(path)
+    older = out.read_sidecar(path)
+    del older["PreprocessingFingerprint"]
+    out.write_image(path, values, affine, older, np.float32)
+    assert report._map_sections("sub-01", SCAN.stem, RECORD, out) == []
+    assert explain.wanted(SCAN, KEY, {"wssa": model}, noise, out) == todo
 
 
 def test_without_an_atlas_maps_are_made_but_no_tables(
@@ -107,18 +147,18 @@ def test_without_an_atlas_maps_are_made_but_no_tables(
 ) -> None:
     monkeypatch.setattr(explain, "atlas_of", lambda files, template: (None, "It cannot be had."))
     out = derivatives(settings)
-    todo = explain.wanted(SCAN, "key", {"wssa": model}, settings, out)
+    todo = explain.wanted(SCAN, KEY, {"wssa": model}, settings, out)
     assert set(todo) == {("wssa", "noise"), ("wssa", "gradcam")}
     explain.write_maps(what(), todo, {"wssa": model}, settings, out)
     about = out.read_sidecar(out.importance(SCAN, "wssa", "noise"))
     assert about["Atlas"] is None and about["AtlasMissing"] == "It cannot be had."
-    sections = report._map_sections("sub-01", SCAN.stem, out)
+    sections = report._map_sections("sub-01", SCAN.stem, RECORD, out)
     assert not sections[0].bars and "No table of regions. It cannot be had." in sections[0].words
 
 
 def test_noise_without_a_noise_model_is_left_out(settings: Settings, model: BrainAgeModel) -> None:
     other = replace(settings, noise_model=(), importance=("noise",))
-    assert explain.wanted(SCAN, "key", {"wssa": model}, other, derivatives(other)) == {}
+    assert explain.wanted(SCAN, KEY, {"wssa": model}, other, derivatives(other)) == {}
 
 
 def test_a_model_of_volumes_is_left_out_and_it_is_said(
@@ -127,7 +167,7 @@ def test_a_model_of_volumes_is_left_out_and_it_is_said(
     explain._say_once.cache_clear()
     card = replace(model.card, name="volumes", contract=VolumeContract(("brain",), (20, 80)))
     volumes = {"volumes": replace(model, card=card)}
-    assert explain.wanted(SCAN, "key", volumes, settings, derivatives(settings)) == {}
+    assert explain.wanted(SCAN, KEY, volumes, settings, derivatives(settings)) == {}
     assert caplog.messages == [explain.NO_IMAGE.format("volumes")]
 
 
@@ -140,10 +180,10 @@ def test_a_shipped_noise_model_of_other_weights_is_left_out_and_named(
     (tmp_path / "n.safetensors").rename(tmp_path / "wssa" / explain.NOISE_WEIGHTS)
     monkeypatch.setattr(explain.registry, "FOLDER", tmp_path)
     ours = replace(settings, noise_model=(), importance=("noise",))
-    assert explain.wanted(SCAN, "key", {"wssa": model}, ours, derivatives(ours))
+    assert explain.wanted(SCAN, KEY, {"wssa": model}, ours, derivatives(ours))
     explain.noise_model.cache_clear()
     other = replace(model, card=replace(model.card, weights_sha256="cd" * 32))
-    assert explain.wanted(SCAN, "key", {"wssa": other}, ours, derivatives(ours)) == {}
+    assert explain.wanted(SCAN, KEY, {"wssa": other}, ours, derivatives(ours)) == {}
     assert "comes with wssa belongs to other weights than those in use" in caplog.text
 
 

@@ -171,6 +171,23 @@ def test_maps_of_scans_where_noise_is_named(study: Callable[..., Settings]) -> N
     np.testing.assert_allclose(mean, group, atol=1e-6)
 
 
+def test_maps_of_scans_are_made_again_by_the_noise_model_of_a_new_cohort(
+    study: Callable[..., Settings],
+) -> None:
+    out, _ = run(study(20, importance=("noise",)))
+    first, second = (out.importance(scan(number), "front", "noise") for number in (0, 1))
+    participant_level = out.read_sidecar(second) | {"Fingerprint": "of participant"}
+    out.write_json(second.with_name(second.name.split(".")[0] + ".json"), participant_level)
+    before = first.read_bytes(), second.read_bytes()
+    out, _ = run(study(21, importance=("noise",)))
+    assert first.read_bytes() != before[0] and second.read_bytes() == before[1]
+    group = out.read_sidecar(out.group_importance("front", "noise"))
+    assert out.read_sidecar(first)["NoiseModel"] == group["NoiseModel"]
+    written = first.stat().st_mtime_ns
+    run(study(21, importance=("noise",)))
+    assert first.stat().st_mtime_ns == written
+
+
 def test_few_scans_need_a_noise_model_of_others(
     study: Callable[..., Settings], tmp_path: Path
 ) -> None:
@@ -238,17 +255,24 @@ def test_without_images_there_is_a_remark(study: Callable[..., Settings]) -> Non
 def test_other_methods_average_what_the_participant_level_made(
     study: Callable[..., Settings],
 ) -> None:
-    settings = study(4, importance=("occlusion",))
+    settings = study(6, importance=("occlusion",))
     out, remarks = run(settings)
     assert remarks == ["No occlusion map of front: run the participant level with --importance "
                        "occlusion."]  # fmt: skip
-    note = {"WeightsSHA256": "ab" * 32}
+    note = {"Model": "front", "WeightsSHA256": "ab" * 32}
     for person in range(3):
         values = np.full(SHAPE, float(person), np.float32)
         path = out.importance(scan(person), "front", "occlusion")
-        out.write_image(path, values, AFFINE, note, np.float32)
-    old = out.importance(scan(3), "front", "occlusion")  # of other weights
-    out.write_image(old, np.full(SHAPE, 99.0), AFFINE, {"WeightsSHA256": "0"}, np.float32)
+        of_image = note | {"PreprocessingFingerprint": str(person)}
+        out.write_image(path, values, AFFINE, of_image, np.float32)
+    others = [
+        note | {"PreprocessingFingerprint": "3", "WeightsSHA256": "0"},
+        note | {"PreprocessingFingerprint": "of the scan that was replaced"},
+        note,  # of an older version
+    ]
+    for person, other in enumerate(others, start=3):
+        path = out.importance(scan(person), "front", "occlusion")
+        out.write_image(path, np.full(SHAPE, 99.0), AFFINE, other, np.float32)
     out, remarks = run(settings)
     assert remarks == []
     found = out.read_image(out.group_importance("front", "occlusion"))[0]
