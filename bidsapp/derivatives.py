@@ -286,10 +286,16 @@ class Derivatives:
         paths = sorted(self.root.glob(f"group_{self._space}_desc-*_importance.nii.gz"))
         return {_desc(path): self.read_sidecar(path) for path in paths}
 
-    def remove_group_importance(self, model: str, method: str) -> None:
-        """Remove what an earlier run has left of a map, its deviation and decades."""
-        for path in self.root.glob(f"group_*_desc-{_label(model + method)}_importance.*"):
-            self.remove(path)
+    def remove_group_importance(self) -> None:
+        """Remove the group's importance maps, their pictures, table of regions and tests.
+
+        They may be of other scans or weights. Fitted noise models stay, to be used again.
+        """
+        for pattern in ("group_*_importance.*", "figures/group_desc-*"):
+            for path in self.root.glob(pattern):
+                self.remove(path)
+        for name in ("regions.tsv", "importance_check.tsv"):
+            self.remove_with_sidecar(self.group(name))
 
     def remove_stale(self, folder: Path) -> None:
         """Remove temporary files that a killed process left in a folder an hour ago or earlier."""

@@ -142,7 +142,7 @@ def _as_contract(
 
 
 def population(settings: Settings, out: Derivatives) -> list[str]:
-    """Make the maps of the group that the settings ask for.
+    """Make the maps of the group that the settings ask for; those of an earlier run are gone.
 
     Returns
     -------
@@ -155,8 +155,6 @@ def population(settings: Settings, out: Derivatives) -> list[str]:
         An atlas or a noise model that the user named cannot be used.
     """
     methods = settings.importance_at("group")
-    for name in ("regions.tsv", "importance_check.tsv"):
-        out.remove_with_sidecar(out.group(name))
     everybody = list(good_sources(out))
     names = _models(settings, everybody)
     if not names:
@@ -403,7 +401,6 @@ class _Group:
             "Notes": list(self._words(found)),
             **regions_note(self.atlas, self.no_atlas),
         }
-        out.remove_group_importance(self.name, self.method)
         parts: dict[str, tuple[str, Array, int]] = {
             "stat-std": ("Standard deviation over scans. ", found.all.standard_deviation,
                          found.all.scans),
@@ -460,11 +457,9 @@ class _Group:
         label = self.name + self.method
         picture = map_figure(mean, template.data, template.zooms, unit)
         self.out.write_bytes(self.out.group_importance_figure(label, "map.png"), picture)
-        path = self.out.group_importance_figure(label, "regions.svg")
         if self.table:
+            path = self.out.group_importance_figure(label, "regions.svg")
             self.out.write_text(path, region_bars(self.table, unit))
-        else:
-            self.out.remove(path)
 
     # --- whether it means something ---
 

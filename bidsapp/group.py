@@ -79,6 +79,7 @@ def run(settings: Settings) -> int:
             "reliability": _reliability_table(repeats),
         }
         verdicts = [*cohort.verdicts, *findings]
+        out.remove_group_importance()
         _write(out, results, tables, _corrections(results, verdicts, cohort, settings))
         page = _page(distinct, tables, repeats, verdicts, cohort, settings)
         figures = report.write_group_figures(page, out)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bidsapp import group, report
@@ -73,6 +74,39 @@ def table(settings: Settings) -> list[dict[str, str]]:
 
 
 @pytest.mark.usefixtures("no_figures")
+def of_an_earlier_run(out: Derivatives) -> list[Path]:
+    """What a group level leaves of importance maps."""
+    mean = out.group_importance("wssa", "noise")
+    image = np.ones((3, 3, 3))
+    for path in (mean, out.group_importance("wssa", "noise", "age-30to39")):
+        out.write_image(path, image, np.eye(4), {"Model": "wssa", "Method": "noise"}, np.float32)
+    figures = [out.group_importance_figure("wssanoise", n) for n in ("map.png", "regions.svg")]
+    tables = [out.group(f"{name}.tsv") for name in ("regions", "importance_check")]
+    for path in figures:
+        out.write_bytes(path, b"earlier")
+    for path in tables:
+        out.write_table(path, [], {"region": "Earlier"})
+    images = out.root.glob("group_*_importance.*")
+    return [*images, *figures, *tables, *(path.with_suffix(".json") for path in tables)]
+
+
+def test_importance_maps_of_an_earlier_run_do_not_stay(
+    settings: Settings, no_figures: None
+) -> None:
+    write(settings, *(record(f"sub-{number}") for number in range(4)))
+    out = Derivatives(settings.output_dir, settings.bids_dir, settings.template)
+    earlier = of_an_earlier_run(out)
+    noise_model = out.group_noise_model("wssa")
+    out.write_bytes(noise_model, b"to be used again")
+    with pytest.raises(UserError):  # a run that is refused takes nothing away
+        group.run(replace(settings, contrast=("group: A - B",)))
+    assert len(earlier) == 10 and all(path.exists() for path in earlier)
+    group.run(settings)
+    assert not any(path.exists() for path in earlier)
+    assert noise_model.exists()
+    assert "Noise, " not in out.group_report.read_text(encoding="utf-8")
+
+
 def test_one_row_per_scan_and_model_in_order(settings: Settings) -> None:
     write(settings, record("sub-02"), record("sub-01", "ses-b"), record("sub-01", "ses-a"))
     assert group.run(settings) == 0
