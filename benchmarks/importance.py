@@ -32,6 +32,7 @@ import models  # noqa: E402
 from benchmarks.markdown import put, table  # noqa: E402
 from bidsapp import noise_models  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
+from bidsapp.errors import UserError  # noqa: E402
 from bidsapp.explain import UNITS, atlas_of  # noqa: E402
 from bidsapp.importance import attention, noise  # noqa: E402
 from bidsapp.importance.brain import Array, Brain, Mask  # noqa: E402
@@ -135,10 +136,12 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def the_atlas() -> Atlas:
-    """CerebrA, or an end with the reason."""
-    atlas, why = atlas_of((), TEMPLATE)
-    if atlas is None:
-        sys.exit(why)
+    """CerebrA, fetched where it is not here yet, or an end with the reason."""
+    try:
+        atlas, why = atlas_of(("cerebra",), TEMPLATE)
+    except UserError as error:
+        sys.exit(str(error))
+    assert atlas, why
     return atlas
 
 

@@ -160,7 +160,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     _add(group, "--importance-max-scans", metavar="N")
     _add(group, "--importance-check")
     _add(group, "--noise-model", metavar="FILE")
-    _add(group, "--atlas", metavar=("FILE", "LABELS"))
+    _add(group, "--atlas", metavar="ATLAS")
 
 
 def _add_image_options(group: argparse._ArgumentGroup) -> None:
@@ -227,9 +227,7 @@ def _add(group: argparse._ActionsContainer, *flags: str, **keywords: Any) -> Non
         keywords["action"] = "store_true"
     elif "action" not in keywords:
         keywords["type"] = {"int": int, "float": float}.get(kind, str)
-        if isinstance(keywords.get("metavar"), tuple):
-            keywords["nargs"] = len(keywords["metavar"])
-        elif kind.startswith("tuple"):
+        if kind.startswith("tuple"):
             keywords |= {"nargs": "+", "action": "extend"}
         if setting.metadata["choices"]:
             keywords["choices"] = setting.metadata["choices"]
@@ -301,7 +299,8 @@ def _check_inputs(settings: Settings) -> None:
     ):
         if file and not file.is_file():
             raise UserError(f"{flag} {file} is not a file.")
-    for flag, names in (("--noise-model", settings.noise_model), ("--atlas", settings.atlas)):
+    atlas = settings.atlas if len(settings.atlas) == 2 else ()
+    for flag, names in (("--noise-model", settings.noise_model), ("--atlas", atlas)):
         for name in names:
             if not Path(name).is_file():
                 raise UserError(f"{flag} {name} is not a file.")

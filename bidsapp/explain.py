@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def make(
 
 
 @lru_cache(maxsize=1)
-def atlas_of(files: tuple[str, ...], template: str) -> tuple[Atlas | None, str]:
+def atlas_of(named: tuple[str, ...], template: str) -> tuple[Atlas | None, str]:
     """The atlas, or None and why there is none.
 
     Raises
@@ -149,10 +149,10 @@ def atlas_of(files: tuple[str, ...], template: str) -> tuple[Atlas | None, str]:
         Where the atlas that the user named cannot be used.
     """
     try:
-        found = load_atlas(files)
+        found = load_atlas(named)
         regions = read_labels(found.table, str(found.table_path))
     except (UserError, ValueError) as error:
-        if files:
+        if named:
             raise UserError(str(error).rstrip(".") + ".") from error
         return None, str(error)
     space = found.space or template
@@ -263,10 +263,7 @@ def _possible(method: str, model: BrainAgeModel, settings: Settings) -> bool:
         )
         return False
     if method == "occlusion":
-        atlas, why = atlas_of(settings.atlas, settings.template)
-        if atlas is None:
-            _say_once(f"No occlusion maps without an atlas. {why}")
-            return False
+        return atlas_of(settings.atlas, settings.template)[0] is not None
     return True
 
 
@@ -282,8 +279,17 @@ def _fingerprint(method: str, model: BrainAgeModel, key: str, settings: Settings
         noise = noise_model(settings.noise_model, model.card.name, sha256, model.device)
         parts.append(noise.about if noise else None)
     atlas, _ = atlas_of(settings.atlas, settings.template)
-    parts.append(hashlib.sha256(atlas.labels.tobytes()).hexdigest() if atlas else None)
+    parts.append(_hash_of_atlas(atlas) if atlas else None)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _hash_of_atlas(atlas: Atlas) -> str:
+    """Of all that shows in a map or its table: labels, where they lie, what they are called."""
+    found = hashlib.sha256(atlas.labels.tobytes())
+    found.update(atlas.affine.tobytes())
+    names = [atlas.name, *map(astuple, atlas.regions)]
+    found.update(json.dumps([atlas.labels.shape, names]).encode())
+    return found.hexdigest()
 
 
 def write_maps(

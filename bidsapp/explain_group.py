@@ -159,6 +159,8 @@ def population(settings: Settings, out: Derivatives) -> list[str]:
     names = _models(settings, everybody)
     if not names:
         return [_said("No importance maps: no images of the participant level are there.")]
+    if why := atlas_of(settings.atlas, settings.template)[1]:
+        log.warning("No tables of regions. %s", why)
     rows: list[dict[str, Any]] = []
     checks: list[dict[str, Any]] = []
     means: dict[tuple[str, str], tuple[Array, Mask]] = {}

@@ -1,6 +1,7 @@
 """The group level: from the records of all scans to corrected gaps, tests and a report.
 
-Needs the output folder; the tables of the data set where they are there. No image is read.
+Needs the output folder; the tables of the data set where they are there. Images are read for
+importance maps alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bidsapp.analysis import (
 from bidsapp.cohort import Cohort, collect
 from bidsapp.derivatives import NAME, Derivatives, new_run_id
 from bidsapp.errors import UserError
+from bidsapp.preprocessing import atlas
 from bidsapp.reporting.group_methods import Account
 from bidsapp.reporting.group_page import Results
 from bidsapp.settings import Settings
@@ -79,6 +81,10 @@ def run(settings: Settings) -> int:
             "reliability": _reliability_table(repeats),
         }
         verdicts = [*cohort.verdicts, *findings]
+        if settings.importance_at("group"):
+            atlas.lacking(
+                settings.atlas
+            )  # one that was named and cannot be had stops the run here
         out.remove_group_importance()
         _write(out, results, tables, _corrections(results, verdicts, cohort, settings))
         page = _page(distinct, tables, repeats, verdicts, cohort, settings)

@@ -67,8 +67,9 @@ def run(settings: Settings) -> int:
             print(f"{scan.stem}: {scan.path} -> {record}{' (done)' if record.exists() else ''}")
         return 0
     _check_resources(settings, names)
+    no_atlas = _lacking_atlas(settings)
     run_id = new_run_id()
-    warnings = [*out.prepare(), *study.warnings]
+    warnings = [*out.prepare(), *study.warnings, *no_atlas]
     out.write_text(out.log_dir(run_id) / "settings.toml", settings.to_toml())
     with logs.to_console_and_file(out.log_dir(run_id) / "log.txt", settings.log_level):
         for warning in warnings:
@@ -479,6 +480,16 @@ def _check_resources(settings: Settings, names: tuple[str, ...]) -> None:
 
         if not torch.cuda.is_available():
             raise UserError("--device cuda: no GPU was found that PyTorch can use.")
+
+
+def _lacking_atlas(settings: Settings) -> list[str]:
+    """Learn once, and before the first scan, that the maps of this level have no atlas."""
+    from bidsapp.preprocessing import atlas
+
+    methods = settings.importance_at("participant")
+    why = atlas.lacking(settings.atlas) if methods else ""
+    what = "No tables of regions" + (", no occlusion maps" if "occlusion" in methods else "")
+    return [f"{what}. {why}"] if why else []
 
 
 def _takes_standard_grid(contract: InputContract, template: str) -> bool:

@@ -140,8 +140,9 @@ class Settings:
         (),
     )
     atlas: tuple[str, ...] = option(
-        "atlas for region tables: a NIfTI file of labels in the template's space, and its table "
-        "(TSV with index, name and, if known, hemisphere); CerebrA from TemplateFlow by default",
+        "atlas for region tables: 'cerebra', which TemplateFlow fetches once, or a NIfTI file of "
+        "labels in the template's space and its table (TSV with index, name and, if known, "
+        "hemisphere); by default CerebrA if it is in TEMPLATEFLOW_HOME already",
         (),
     )
 
@@ -244,11 +245,13 @@ class Settings:
         self._set("participant_label", _labels(self.participant_label, "sub-"))
         self._set("session_label", _labels(self.session_label, "ses-"))
         self._set("importance", tuple(name for name in self.importance if name != "none"))
-        if len(self.atlas) not in (0, 2):
-            raise UserError("--atlas takes two files: the label image and its table.")
-        for name in ("atlas", "noise_model"):
-            files = (Path(file).expanduser().absolute() for file in getattr(self, name))
-            self._set(name, tuple(map(str, files)))
+        self._set("noise_model", _absolute(self.noise_model))
+        if len(self.atlas) == 2:
+            self._set("atlas", _absolute(self.atlas))
+        elif self.atlas not in ((), ("cerebra",)):
+            raise UserError(
+                "--atlas takes 'cerebra', or two files: the label image and its table."
+            )
         if self.low_mem:
             self._set("nprocs", 1)
         elif self.nprocs == 0:
@@ -361,6 +364,10 @@ def _check_limits(name: str, metadata: Mapping[str, Any], value: Any) -> None:
 
 def _labels(labels: tuple[str, ...], prefix: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label.removeprefix(prefix) for label in labels))
+
+
+def _absolute(files: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(Path(file).expanduser().absolute()) for file in files)
 
 
 def _name_and_path(flag: str, item: str, name_optional: bool = False) -> tuple[str, Path]:

@@ -41,8 +41,7 @@ def usage(parser: argparse.ArgumentParser) -> str:
 def _names(action: argparse.Action) -> str:
     """Spellings of an argument with dashes; the first with its value."""
     choices = "{" + ",".join(map(str, action.choices or ())) + "}"
-    metavar = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
-    value = metavar or (choices if action.choices else action.dest)
+    value = action.metavar or (choices if action.choices else action.dest)
     flags = [flag for flag in action.option_strings if "_" not in flag]
     if flags and action.nargs != 0:
         value += " ..." if action.nargs == "+" else ""

@@ -1,7 +1,8 @@
-"""The atlas of the region tables: CerebrA by TemplateFlow's name, or a user's own."""
+"""The atlas of the region tables: CerebrA of TemplateFlow, or a user's own."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
 from bidsapp.errors import UserError
@@ -32,15 +34,22 @@ class AtlasFiles:
 
 
 @lru_cache(maxsize=2)
-def load_atlas(files: tuple[str, ...] = ()) -> AtlasFiles:
-    """The atlas that the settings name, else CerebrA (Manera et al. 2020) from TemplateFlow.
+def load_atlas(named: tuple[str, ...] = ()) -> AtlasFiles:
+    """The atlas that the settings name, else CerebrA (Manera et al. 2020) if it is here already.
+
+    Parameters
+    ----------
+    named
+        As in the settings: ("cerebra",), which TemplateFlow may fetch; the label image and its
+        table; or nothing.
 
     Raises
     ------
     UserError
         Where it cannot be had or read; the message says what to do.
     """
-    path, table = (Path(files[0]), Path(files[1])) if files else _cerebra()
+    files = named if len(named) == 2 else ()
+    path, table = (Path(files[0]), Path(files[1])) if files else _cerebra(fetch=bool(named))
     try:
         image: Any = nib.load(path)
         values = np.asarray(image.dataobj)
@@ -57,7 +66,45 @@ def load_atlas(files: tuple[str, ...] = ()) -> AtlasFiles:
     return AtlasFiles(name, space, labels.clip(0).astype(np.int32), affine, text, table)
 
 
-def _cerebra() -> tuple[Path, Path]:
+def lacking(named: tuple[str, ...] = ()) -> str:
+    """Why there is no atlas; empty where there is one.
+
+    Raises
+    ------
+    UserError
+        Where one that was named cannot be used.
+    """
+    try:
+        load_atlas(named)
+    except UserError as error:
+        if named:
+            raise
+        return str(error)
+    return ""
+
+
+def _cerebra(fetch: bool) -> tuple[Path, Path]:
+    if here := _cached():
+        return here
+    if not fetch:
+        raise UserError(
+            f"The atlas {NAME} is not in TEMPLATEFLOW_HOME; --atlas cerebra fetches it once."
+        )
+    return _fetched()
+
+
+def _cached() -> tuple[Path, Path] | None:
+    """The atlas among TemplateFlow's files; to ask itself for it would be to fetch it."""
+    home = os.environ.get("TEMPLATEFLOW_HOME") or platformdirs.user_cache_dir("templateflow", None)
+    found = []
+    # the name of the published table lacks a letter
+    for name in (f"res-*1_atlas-{NAME}_dseg.nii.gz", "atlas-Cereb*A_dseg.tsv"):
+        paths = Path(home).glob(f"tpl-{SPACE}/tpl-{SPACE}_{name}")
+        found += sorted(path for path in paths if path.is_file() and path.stat().st_size)[:1]
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+def _fetched() -> tuple[Path, Path]:
     from templateflow import api
 
     try:
@@ -68,14 +115,14 @@ def _cerebra() -> tuple[Path, Path]:
                         raise_empty=True)  # fmt: skip
     except Exception as error:  # requests' and templateflow's own errors have no common base
         raise UserError(
-            f"The atlas {NAME} cannot be had; put "
+            f"--atlas cerebra cannot be fetched ({type(error).__name__}); put "
             f"tpl-{SPACE} into TEMPLATEFLOW_HOME on a machine with a network, or name an atlas "
-            "with --atlas."
+            "of your own with --atlas FILE LABELS."
         ) from error
     paths = [Path(each[0] if isinstance(each, list) else each) for each in (image, table)]
     if any(path.stat().st_size == 0 for path in paths):
         raise UserError(
             f"The atlas {NAME} is only a placeholder in TEMPLATEFLOW_HOME (0 bytes); fetch it on "
-            "a machine with a network, or name an atlas with --atlas."
+            "a machine with a network, or name an atlas of your own with --atlas FILE LABELS."
         )
     return paths[0], paths[1]

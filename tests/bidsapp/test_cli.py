@@ -115,6 +115,8 @@ def levels(
         ("--include-failed-quality", "include_failed_quality", True),
         ("--allow_mixed", "allow_mixed", True),
         ("--importance none", "importance", ()),
+        ("--atlas cerebra", "atlas", ("cerebra",)),
+        ("--atlas {file} {file}.tsv", "atlas", ("{file}", "{file}.tsv")),
     ],
 )
 def test_spellings(
@@ -123,7 +125,8 @@ def test_spellings(
     def fill(text: str) -> str:
         return text.format(file=tmp_path / "filter.json", there=tmp_path)
 
-    (tmp_path / "filter.json").write_text("{}")
+    for file in ("filter.json", "filter.json.tsv"):
+        (tmp_path / file).write_text("{}")
     settings = parse_args([*folders, "participant", *fill(options).split()])
     expected = tuple(map(fill, value)) if isinstance(value, tuple) else value
     expected = Path(fill(expected)) if isinstance(expected, str) and "{" in expected else expected
@@ -168,6 +171,8 @@ def test_settings_of_a_run_serve_as_config_file(folders: list[str], tmp_path: Pa
     ("options", "message"),
     [
         ("--nonsense", "unrecognized arguments: --nonsense"),
+        ("--atlas aal", "--atlas takes 'cerebra', or two files"),
+        ("--atlas not there", "not is not a file"),
         ("--part 01", "unrecognized arguments: --part"),
         ("--nprocs many", "invalid int value: 'many'"),
         ("--mem 1000 --mem-gb 1", "not allowed with argument"),

@@ -47,6 +47,7 @@ def model() -> BrainAgeModel:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     explain.atlas_of.cache_clear()
+    explain.load_atlas.cache_clear()
     explain.noise_model.cache_clear()
     labels = np.zeros(SHAPE, np.int16)
     labels[6:12, 8:14, 8:14], labels[12:18, 8:14, 8:14] = 1, 2
@@ -194,3 +195,23 @@ def test_a_map_of_another_grid_comes_back_to_its_place() -> None:
     found = view.on_standard(coarse, np.ones(SHAPE, bool))
     assert np.unravel_index(found.argmax(), SHAPE) == (6, 10, 14)
     assert found.max() == 1
+
+
+@pytest.mark.parametrize("changed", ["labels", "affine", "names"])
+def test_maps_are_made_again_with_another_atlas(
+    settings: Settings, model: BrainAgeModel, tmp_path: Path, changed: str
+) -> None:
+    out, occlusion = derivatives(settings), replace(settings, importance=("occlusion",))
+    before = explain.wanted(SCAN, KEY, {"wssa": model}, occlusion, out)
+    path, table = tmp_path / "a.nii.gz", tmp_path / "a.tsv"
+    labels = np.asarray(nib.load(path).dataobj)
+    if changed == "names":
+        table.write_text(table.read_text().replace("Half", "Side"))
+    else:
+        other = labels[::-1] if changed == "labels" else labels
+        affine = AFFINE + 1.0 * (changed == "affine") * np.eye(4, k=3)
+        nib.save(nib.Nifti1Image(other, affine), path)
+    explain.atlas_of.cache_clear()
+    explain.load_atlas.cache_clear()
+    after = explain.wanted(SCAN, KEY, {"wssa": model}, occlusion, out)
+    assert after.keys() == before.keys() and after != before

@@ -244,6 +244,23 @@ def a_noise_model(weights: str) -> bytes:
     return NoiseModel(network, about).to_bytes()
 
 
+def test_an_atlas_that_is_not_there_is_said_once_and_maps_are_made(
+    study: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "empty"))
+    explain.load_atlas.cache_clear()
+    file = tmp_path / "noise.safetensors"
+    file.write_bytes(a_noise_model("ab" * 32))
+    settings = replace(study(3), atlas=(), noise_model=(str(file),))
+    out, remarks = run(settings)
+    assert remarks == [] and not out.group("regions.tsv").exists()
+    sidecar = out.read_sidecar(out.group_importance("front", "noise"))
+    assert "--atlas cerebra fetches it once" in sidecar["AtlasMissing"]
+    warnings = [each.message for each in caplog.records if each.levelname == "WARNING"]
+    assert warnings == [f"No tables of regions. {sidecar['AtlasMissing']}"]
+
+
 def test_without_images_there_is_a_remark(study: Callable[..., Settings]) -> None:
     settings = study(3)
     for path in settings.output_dir.rglob("*_T1w.nii.gz"):

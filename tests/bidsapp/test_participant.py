@@ -25,6 +25,7 @@ from bidsapp.derivatives import Derivatives
 from bidsapp.errors import NothingToDo, ScanError, UserError
 from bidsapp.participant import GRID_AFFINE, GRID_SHAPE, Native, Prepared, Toolbox
 from bidsapp.preprocessing import bias_field, registration, segmentation
+from bidsapp.preprocessing.atlas import load_atlas
 from bidsapp.preprocessing.image import Image, T1w
 from bidsapp.preprocessing.quality import LIMITS
 from bidsapp.preprocessing.segmentation import Segmentation
@@ -806,3 +807,21 @@ def test_reports_only_processes_nothing(
     assert not (arguments["output_dir"] / "sub-02.html").exists()
     with pytest.raises(NothingToDo, match=r"no record \(\*_brainage.json\) of these"):
         run(arguments, reports_only=True, participant_label=("02",))
+
+
+@pytest.mark.parametrize(
+    ("importance", "said"),
+    [
+        (("auto",), []),
+        (("noise",), ["No tables of regions. "]),
+        (("noise", "occlusion"), ["No tables of regions, no occlusion maps. "]),
+    ],
+)
+def test_that_there_is_no_atlas_is_said_before_the_first_scan_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, importance: tuple[str, ...], said: list[str]
+) -> None:
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "empty"))
+    load_atlas.cache_clear()
+    settings = Settings(tmp_path, tmp_path / "out", ("participant",), importance=importance)
+    why = "The atlas CerebrA is not in TEMPLATEFLOW_HOME; --atlas cerebra fetches it once."
+    assert participant._lacking_atlas(settings) == [line + why for line in said]
