@@ -1,7 +1,7 @@
 """Figures of the group level: tables in, SVG text out; no files.
 
-Groups are told apart by colour and by shape. Whoever is left out of the fits is a grey cross. The
-same tables give the same text.
+Groups are told apart by colour and by shape; those beyond the marks there are share one. Whoever
+is left out of the fits is a grey cross. The same tables give the same text.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ Tables = Mapping[str, pd.DataFrame]
 BLUE, ORANGE, GREEN, SKY, PINK, AMBER = (COLORS[i] for i in (5, 3, 2, 1, 4, 0))
 MARKS = list(zip((BLUE, ORANGE, GREEN, PINK, AMBER, SKY), "o^sDvP", strict=True))
 LEFT_OUT, EVERYBODY, UNKNOWN = "left out", "everybody", "group not known"
+OTHERS = "other groups"
+"""Groups that have no mark of their own."""
 _SIDES = {"brain_age_gap": "before correction", "corrected_gap": "after correction"}
 _QUIET, _LINE = "#555555", "#d4d4d4"
 _WIDTH = 8.6  # inches
 _MANY = 3000  # points beyond which they become a picture inside of the SVG
-_MOST_GROUPS = 8
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "brainage",
@@ -101,10 +102,11 @@ def group_figure(tables: Tables) -> str:
             tested = table[table["tested"]]
             axes.set_ylim(_limits(tested[list(_SIDES)].to_numpy(), 0.06))
             people = tested[(tested["role"] != "repeat") & tested[column].notna()]
-            label, size = _label(people), _size(len(people))
+            label, size = _label(people, groups), _size(len(people))
             sizes = [int((label == name).sum()) for name in groups]
             for place, name in enumerate(groups):
-                _strip(axes, place, people.loc[label == name, column].to_numpy(), size)
+                values = people.loc[label == name, column].to_numpy()
+                _strip(axes, place, values, size, _look(name, groups))
             ticks = [f"{name}\nn = {n}" for name, n in zip(groups, sizes)]
             axes.set_xticks(range(len(groups)), ticks)
             axes.set_xlim(-0.6, max(len(groups), 1) - 0.4)
@@ -216,7 +218,7 @@ def agreement_figure(pairs: Mapping[str, Any]) -> str:
 
 
 def _points(axes: Axes, table: pd.DataFrame, x: str, y: str, groups: Sequence[str]) -> None:
-    label = _label(table)
+    label = _label(table, groups)
     size = _size(len(table))
     alpha = 0.75 if len(table) < 400 else 0.5
     for name in groups:
@@ -230,11 +232,11 @@ def _points(axes: Axes, table: pd.DataFrame, x: str, y: str, groups: Sequence[st
         )  # fmt: skip
 
 
-def _strip(axes: Axes, place: int, values: np.ndarray, size: float) -> None:
+def _strip(axes: Axes, place: int, values: np.ndarray, size: float, look: tuple[str, str]) -> None:
     """All values of a group side by side, their mean and its 95 % interval."""
     if not len(values):
         return
-    color, marker = MARKS[place % len(MARKS)]
+    color, marker = look
     # spread evenly, not at random: the same picture in every run
     aside = ((np.arange(len(values)) * 0.61803) % 1 - 0.5) * min(0.5, 0.06 * len(values))
     axes.scatter(
@@ -273,17 +275,18 @@ def _size(points: int) -> float:
 # --- groups ---
 
 
-def _label(table: pd.DataFrame) -> pd.Series:
-    """What each scan is drawn as."""
+def _label(table: pd.DataFrame, groups: Sequence[str] = ()) -> pd.Series:
+    """What each scan is drawn as; where `groups` are given, one of them."""
     if table["group"].notna().any():
         label = table["group"].astype(object).where(table["group"].notna(), UNKNOWN).astype(str)
     else:
         label = pd.Series(EVERYBODY, index=table.index)
-    return label.where(table["tested"], LEFT_OUT)
+    label = label.where(table["tested"], LEFT_OUT)
+    return label.where(label.isin([*groups, LEFT_OUT]), OTHERS) if groups else label
 
 
 def _groups(tables: Tables) -> list[str]:
-    """The reference first, then by size; who is left out last."""
+    """The reference first, then by size; who is left out last. No more than there are marks."""
     sizes: dict[str, int] = {}
     reference: dict[str, bool] = {}
     for table in tables.values():
@@ -295,13 +298,16 @@ def _groups(tables: Tables) -> list[str]:
     last = (UNKNOWN, LEFT_OUT)
     names = [name for name in sizes if name not in last]
     names.sort(key=lambda name: (not reference[name], -sizes[name], name))
-    return names[:_MOST_GROUPS] + [name for name in last if name in sizes]
+    room = len(MARKS) - (UNKNOWN in sizes)
+    if len(names) > room:
+        names = [*names[: room - 1], OTHERS]
+    return names + [name for name in last if name in sizes]
 
 
 def _look(name: str, groups: Sequence[str]) -> tuple[str, str]:
     if name == LEFT_OUT:
         return "#888888", "x"
-    return MARKS[groups.index(name) % len(MARKS)]
+    return MARKS[groups.index(name)]
 
 
 def _is_fitted(table: pd.DataFrame) -> pd.Series:
@@ -313,7 +319,7 @@ def _legend(figure: Figure, tables: Tables, groups: Sequence[str]) -> None:
         name
         for table in tables.values()
         for name in groups
-        if (of := table.loc[_label(table) == name, "is_reference"]).all() and len(of)
+        if (of := table.loc[_label(table, groups) == name, "is_reference"]).all() and len(of)
     }
     handles = []
     for name in groups:

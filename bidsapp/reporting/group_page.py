@@ -14,6 +14,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from bidsapp.reporting.group_figures import OTHERS
 from bidsapp.reporting.group_methods import Account, group_methods
 from bidsapp.reporting.importance_figures import MapSection
 from bidsapp.reporting.methods import NOT_A_MEDICAL_DEVICE
@@ -93,6 +94,8 @@ FIGURES = {
     "agreement": "Differences between two scans of the same person. Solid: mean. Dashed: limits "
     "of agreement. Bands: their 95 % intervals.",
 }
+JOINED = "Groups that have no mark of their own are drawn together, as other groups."
+"""In a caption where there are more groups than marks."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ def group_page(
     return environment.get_template("group.html.j2").render(
         content=content,
         tables=content["tables"],
-        figures={name: _picture(svg, FIGURES[name]) for name, svg in figures.items()},
+        figures={name: _picture(svg, _caption(name, svg)) for name, svg in figures.items()},
         strips=list(_strips(content["quality"], links)),
         links=links,
         maps=maps,
@@ -621,6 +624,10 @@ def _word(value: Any) -> str:
 
 def _refused_first(item: tuple[str, str]) -> bool:
     return item[1] != "refused"
+
+
+def _caption(name: str, svg: str) -> str:
+    return f"{FIGURES[name]} {JOINED}" if f">{OTHERS}" in svg else FIGURES[name]
 
 
 def _picture(svg: str, caption: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +12,8 @@ import pandas as pd
 import pytest
 
 from bidsapp.reporting import group_figures as figures
+from bidsapp.reporting import group_page
+from bidsapp.reporting.group_page import JOINED
 
 
 def scans(n: int = 40, **changes: Any) -> pd.DataFrame:
@@ -81,6 +84,31 @@ def test_groups_have_their_sizes_of_people() -> None:
     people = table[table["tested"] & (table["role"] != "repeat")]["group"].value_counts()
     assert f"n = {people['control']}" in said and f"n = {people['AD']}" in said
     assert said.index("control") < said.index("AD")  # the reference first
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.parametrize("number", [5, 6, 7, 12])
+def test_groups_beyond_the_marks_are_joined_and_nobody_vanishes(
+    number: int, unknown: bool
+) -> None:
+    names = [f"G{n:02d}" for n in range(number)]
+    table = scans(8 * number, group=np.repeat(names, 8)).assign(tested=True)
+    if unknown:
+        table.loc[table.index[-1], "group"] = None
+    shown = figures._groups({"WSSA": table})
+    looks = [figures._look(name, shown) for name in shown]
+    assert len({color for color, _ in looks}) == len({mark for _, mark in looks}) == len(shown)
+    assert (figures.OTHERS in shown) == (number + unknown > len(figures.MARKS))
+    drawn = figures._label(table, shown)
+    assert set(drawn) == set(shown)
+    said = words(figures.group_figure({"WSSA": table}))
+    sizes = [int(size) for size in re.findall(r"n = (\d+)", said)]
+    assert sum(sizes) == 2 * len(table)  # before and after correction
+    for name, svg in (
+        ("groups", figures.group_figure({"WSSA": table})),
+        ("predicted", figures.predicted_figure({"WSSA": table})),
+    ):
+        assert (JOINED in group_page._caption(name, svg)) == (figures.OTHERS in shown)
 
 
 def test_forest_has_headings_rows_and_figures() -> None:
