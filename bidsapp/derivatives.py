@@ -405,13 +405,6 @@ class Derivatives:
         self.write_text(path, text)
         self.write_json(_sidecar_path(path), dict(sidecar or {}))
 
-    def copy_transform(
-        self, source: Path, path: Path, sidecar: Mapping[str, Any] | None = None
-    ) -> None:
-        """Copy a transform that a tool has written, with its sidecar."""
-        _replace(path, source.read_bytes())
-        self.write_json(_sidecar_path(path), dict(sidecar or {}))
-
     def write_table(
         self, path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any]
     ) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import nibabel as nib
@@ -64,7 +67,6 @@ class T1w:
     file_shape: tuple[int, int, int]
     file_affine: NDArray[np.float64]
     reduction: int
-    sha256: str
     warnings: tuple[str, ...]
 
     def on_file_grid(self, labels: NDArray) -> NDArray:
@@ -85,7 +87,6 @@ def load_t1w(path: Path) -> T1w:
     ScanError
         One sentence that names the file, what is wrong with it, and what to do.
     """
-    digest = file_sha256(path)
     nifti = _open(path)
     shape = _spatial_shape(nifti, path)
     affine = _checked_affine(nifti, path)
@@ -97,14 +98,20 @@ def load_t1w(path: Path) -> T1w:
     turned = np.ascontiguousarray(apply_orientation(data, canonical), dtype=np.float32)
     turned_affine = affine @ _block_affine(reduction) @ inv_ornt_aff(canonical, data.shape)
     image = Image(turned, turned_affine)
-    return T1w(image, shape, affine, reduction, digest, _warnings(image, path))
+    return T1w(image, shape, affine, reduction, _warnings(image, path))
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file as it lies on disk; a ScanError where it cannot be read."""
+    with _opened(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
         with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            yield stream
     except FileNotFoundError:
         raise ScanError(
             f"{path} does not exist or is a dangling link; fetch its content (e.g. `datalad get`)."
@@ -120,7 +127,9 @@ _UNREADABLE = (
 
 
 def _open(path: Path) -> nib.Nifti1Image:
-    if path.stat().st_size == 0:
+    with _opened(path) as stream:
+        is_empty = not stream.read(1)
+    if is_empty:
         raise ScanError(f"{path} is empty (0 bytes); copy it again from its source.")
     try:
         # kept open: slabs of a compressed file would each be sought from its beginning

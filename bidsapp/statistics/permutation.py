@@ -54,18 +54,6 @@ def freedman_lane(
     return (1 + reached) / (1 + permutations)
 
 
-def hc3_wald(outcomes: Matrix, interest: Matrix, nuisance: Matrix) -> Matrix:
-    """HC3 Wald statistics of the columns of interest for many outcomes at once, (B, n) -> (B,).
-
-    With one column it is the square of the HC3 t; divided by the number of columns it is the F
-    (Long & Ervin 2000).
-    """
-    spread = np.maximum(outcomes.std(axis=1, keepdims=True), np.finfo(float).tiny)
-    return _wald(
-        (outcomes - outcomes.mean(axis=1, keepdims=True)) / spread, _bases(interest, nuisance)
-    )
-
-
 class _Bases(NamedTuple):
     """Orthonormal columns, and what the variance of the interest's scores is summed with."""
 

@@ -308,24 +308,6 @@ def change(frame: pd.DataFrame) -> Change:
     )
 
 
-def yearly_change(frame: pd.DataFrame) -> pd.DataFrame:
-    """Slope of predicted age over age of every person with scans at several ages.
-
-    Returns
-    -------
-    One row per person: ``participant_id``, ``scans``, ``years`` (first to last),
-    ``predicted_age_per_year``, ``gap_per_year``.
-    """
-    scans = _longitudinal(frame, "predicted_age")
-    by = scans.groupby("participant_id", sort=False)
-    t = scans["time"] - by["time"].transform("mean")
-    p = scans["predicted_age"] - by["predicted_age"].transform("mean")
-    sums = pd.DataFrame({"tp": t * p, "tt": t * t}).groupby(scans["participant_id"], sort=False)
-    slope = sums["tp"].sum() / sums["tt"].sum()
-    found = pd.DataFrame({"scans": by.size(), "years": by["time"].max()})
-    return found.assign(predicted_age_per_year=slope, gap_per_year=slope - 1).reset_index()
-
-
 def _mean_squares(x: Floats) -> tuple[float, float, float]:
     """Two-way analysis of variance of (people, scans): people, scans, residual; rounding is 0."""
     n, k = x.shape

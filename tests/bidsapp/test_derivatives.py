@@ -334,14 +334,6 @@ def test_transform_is_itk_text_in_lps(output: Derivatives) -> None:
     assert json.loads(path.with_suffix(".json").read_text()) == {"Sources": [SCAN.source]}
 
 
-def test_transform_of_a_tool_is_copied(output: Derivatives, tmp_path: Path) -> None:
-    (tmp_path / "tool.txt").write_bytes(b"#Insight\n")
-    path = output.xfm(SCAN, TEMPLATE, "T1w")
-    output.copy_transform(tmp_path / "tool.txt", path)
-    assert path.read_bytes() == b"#Insight\n"
-    assert path.with_suffix(".json").exists()
-
-
 def test_table_and_its_sidecar(output: Derivatives) -> None:
     path = output.group("accuracy.tsv")
     rows = [

@@ -607,7 +607,7 @@ def test_the_image_of_another_grid_lies_where_the_scan_lies(
     image = Image(data, np.array([[2.0, 0, 0, -80], [0, 2, 0, -80], [0, 0, 2, -80], [0, 0, 0, 1]]))
     mask = np.ones(data.shape, bool)
     mask[:, :, 45:] = False
-    found = prepared(T1w(image, data.shape, image.affine, 1, "", ()))
+    found = prepared(T1w(image, data.shape, image.affine, 1, ()))
     segmented = dataclasses.replace(found.native.segmentation, mask=mask)
     found.native = dataclasses.replace(found.native, segmentation=segmented)
     seen = participant.model_input(found, card, bench._toolbox(bench.settings))
@@ -660,7 +660,7 @@ def test_the_steps_in_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     template = Template(TEMPLATE, blank, blank.data > 0, "a test", "t" * 64)
     tools = Toolbox(nn.Identity(), "s" * 64, template, blank, blank.data == 0, {})
     settings = Settings(tmp_path, tmp_path / "out", ("participant",), random_seed=5)
-    result = participant.preprocess(T1w(scan, shape, scan.affine, 1, "", ()), tools, settings)
+    result = participant.preprocess(T1w(scan, shape, scan.affine, 1, ()), tools, settings)
 
     assert calls == [("segment", "auto"), ("correct",), ("register", 12, 5)]
     steps = ["segmentation", "bias_field", "registration", "resampling", "intensity"]

@@ -1,4 +1,4 @@
-"""The permutation test and the many-outcomes HC3 statistic behind it."""
+"""The permutation test and the HC3 statistic behind it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
 
-from bidsapp.statistics.permutation import freedman_lane, hc3_wald, permutation_count
+from bidsapp.statistics.permutation import _bases, _wald, freedman_lane, permutation_count
 
 
 def study(
@@ -22,6 +22,13 @@ def study(
     z = (age - age.mean()) / age.std()
     words = random.integers(0, 2, (len(member), 2))
     return member[:, None], np.column_stack([np.ones(len(member)), z, z**2, words])
+
+
+def hc3_wald(outcomes: NDArray, interest: NDArray, nuisance: NDArray) -> NDArray:
+    """The statistic that is permuted, of many outcomes at once: (B, n) -> (B,)."""
+    spread = outcomes.std(axis=1, keepdims=True)
+    centred = outcomes - outcomes.mean(axis=1, keepdims=True)
+    return _wald(centred / spread, _bases(interest, nuisance))
 
 
 def test_wald_is_the_square_of_statsmodels_hc3_t() -> None:

@@ -9,7 +9,7 @@ import statsmodels.formula.api as smf
 from scipy.stats import binom, ttest_rel
 
 from bidsapp.statistics import reliability as module
-from bidsapp.statistics.reliability import bland_altman, change, icc, reliability, yearly_change
+from bidsapp.statistics.reliability import bland_altman, change, icc, reliability
 
 SHROUT_FLEISS = [
     [9, 2, 5, 8],
@@ -308,18 +308,3 @@ def test_change_where_everybody_has_the_same_baseline():
     frame = sessions()
     first = frame.groupby("participant_id")["age"].transform("min")
     assert np.isfinite(change(frame.assign(age=frame["age"] - first + 40)).gap_change)
-
-
-def test_yearly_change_of_each_person():
-    frame = sessions()
-    found = yearly_change(frame).set_index("participant_id")
-    assert len(found) == 30 and (found["scans"] == 3).all()
-    part = frame[frame["participant_id"] == "sub-7"]
-    slope = np.polyfit(part["age"], part["predicted_age"], 1)[0]
-    assert found.loc["sub-7", "predicted_age_per_year"] == pytest.approx(slope)
-    assert found.loc["sub-7", "gap_per_year"] == pytest.approx(slope - 1)
-    assert found.loc["sub-7", "years"] == pytest.approx(np.ptp(part["age"]))
-    assert list(yearly_change(frame.iloc[:0]).columns) == [
-        "participant_id", "scans", "years", "predicted_age_per_year", "gap_per_year",
-    ]  # fmt: skip
-    assert yearly_change(retests()).empty
