@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.contract import InputContract, ModelCard, ModelError
-from models.registry import CARD, WEIGHTS, save_weights
+from models.registry import CARD, WEIGHTS, save_weights, write
 from models.training import evaluation
 from models.training.data import TrainingSet
 from models.training.options import AUGMENTATIONS, Options
@@ -119,7 +120,7 @@ def export(
         card = replace(card, training=card.training | {"members": whole_words(options.networks)},
                        figures=card.figures | {"kind": NOTE_WHOLE})  # fmt: skip
     card = replace(card, in_ensemble=vote)
-    (folder / CARD).write_text(card.to_toml(), encoding="utf-8")
+    write(folder / CARD, card.to_toml().encode())
     write_evaluation(data, folds, predicted, figures, folder)
     _save_plot(evaluation.learning_curve_plot(histories), folder / "learning_curve")
     return card
@@ -134,8 +135,8 @@ def write_evaluation(
 ) -> None:
     """Write what is known out of fold: predictions, figures and the plot of calibration."""
     table = evaluation.predictions_table(data, folds, predicted)
-    (folder / "out_of_fold.tsv").write_text(table, encoding="utf-8")
-    (folder / "figures.json").write_text(json.dumps(asdict(figures), indent=1) + "\n")
+    write(folder / "out_of_fold.tsv", table.encode())
+    write(folder / "figures.json", (json.dumps(asdict(figures), indent=1) + "\n").encode())
     datasets = [scan.dataset for scan in data.scans]
     plot = evaluation.calibration_plot(data.ages, predicted, datasets, figures)
     _save_plot(plot, folder / "calibration")
@@ -297,6 +298,9 @@ def _save_plot(figure: Figure, path: Path) -> None:
     """As SVG and PNG; the same figures give the same bytes."""
     from matplotlib import rc_context
 
+    svg, png = io.BytesIO(), io.BytesIO()
     with rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=120, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=120, metadata={"Software": None})
+    write(path.with_suffix(".svg"), svg.getvalue())
+    write(path.with_suffix(".png"), png.getvalue())
