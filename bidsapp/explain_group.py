@@ -158,7 +158,7 @@ def population(settings: Settings, out: Derivatives) -> list[str]:
     everybody = list(good_sources(out))
     names = _models(settings, everybody)
     if not names:
-        return [_said("No importance maps: no images of the participant level are there.")]
+        return [_said("No importance maps: no scan of good quality has images there.")]
     if why := atlas_of(settings.atlas, settings.template)[1]:
         log.warning("No tables of regions. %s", why)
     rows: list[dict[str, Any]] = []

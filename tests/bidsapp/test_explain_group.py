@@ -266,7 +266,7 @@ def test_without_images_there_is_a_remark(study: Callable[..., Settings]) -> Non
     for path in settings.output_dir.rglob("*_T1w.nii.gz"):
         path.unlink()
     _, remarks = run(settings)
-    assert len(remarks) == 1 and "no images" in remarks[0]
+    assert len(remarks) == 1 and "no scan of good quality has images" in remarks[0]
 
 
 def test_other_methods_average_what_the_participant_level_made(
