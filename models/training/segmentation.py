@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import time
-from dataclasses import dataclass
+import zipfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from models.contract import ModelError, to_toml
-from models.registry import save_weights
+from models.registry import read, save_weights, write
 from models.segmentation.inference import segment
 from models.segmentation.labels import (
     HEMISPHERE_CHANNEL,
@@ -49,22 +53,49 @@ class Options:
 
 
 def load_heads(data: Path, labels: Path, cache: Path, seed: int) -> list[Head]:
-    """All heads of a BIDS data set that have a MUSE map under ``labels``; cached as .npz."""
+    """All heads of a BIDS data set that have a MUSE map under ``labels``; cached as .npz.
+
+    One that was made of other files, or with another seed, is made again.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     heads = []
     for path in sorted(labels.glob("sub-*/**/*_dseg.nii.gz")):
         name = path.name.split("_")[0]
-        stored = cache / f"{name}.npz"
-        if not stored.exists():
-            scan = nib.as_closest_canonical(nib.load(next((data / name).glob("**/*_T1w.nii*"))))
+        scan_path = next((data / name).glob("**/*_T1w.nii*"))
+        made_of = json.dumps([_stamp(scan_path), _stamp(path), seed])
+        head = _stored_head(name, cache / f"{name}.npz", made_of)
+        if head is None:
+            scan = nib.as_closest_canonical(nib.load(scan_path))
             muse = nib.as_closest_canonical(nib.load(path))
             head = prepare_head(
                 name, scan.get_fdata(dtype=np.float32), np.asarray(muse.dataobj), seed
             )
-            np.savez(stored, **{k: v for k, v in vars(head).items() if k != "name"})
-        with np.load(stored) as arrays:
-            heads.append(Head(name, **{key: arrays[key] for key in arrays.files}))
+            content = io.BytesIO()
+            np.savez(content, made_of=np.array(made_of), **_arrays(head))
+            write(cache / f"{name}.npz", content.getvalue())
+        heads.append(head)
     return heads
+
+
+def _stamp(path: Path) -> list[str | int]:
+    about = path.stat()
+    return [str(path.resolve()), about.st_size, about.st_mtime_ns]
+
+
+def _stored_head(name: str, path: Path, made_of: str) -> Head | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as stored:
+            arrays = dict(stored)
+    except (OSError, ValueError, zipfile.BadZipFile):  # of a killed run
+        return None
+    known = str(arrays.pop("made_of", ""))
+    return Head(name, **arrays) if known == made_of else None
+
+
+def _arrays(head: Head) -> dict[str, Any]:
+    return {key: value for key, value in vars(head).items() if key != "name"}
 
 
 def loss_of(logits: Tensor, structure: Tensor, left: Tensor) -> Tensor:
@@ -84,7 +115,13 @@ def loss_of(logits: Tensor, structure: Tensor, left: Tensor) -> Tensor:
 
 
 def train(options: Options) -> nn.Module:
-    """Train one network; a killed run goes on from its last checkpoint."""
+    """Train one network; a killed run goes on from its last checkpoint.
+
+    Raises
+    ------
+    ModelError
+        Where the checkpoint is of another run.
+    """
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     heads = load_heads(options.data, options.labels, options.out / "heads", options.seed)
@@ -103,9 +140,14 @@ def train(options: Options) -> nn.Module:
     )
     name = "all" if options.fold is None else f"fold{options.fold}"
     checkpoint, log = options.out / f"{name}.pt", options.out / f"{name}.csv"
-    first = 0
+    first, key = 0, checkpoint_key(heads, options)
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
+        if state.get("key") != key:
+            raise ModelError(
+                f"The checkpoint {checkpoint} was made with other options or other scans; repeat"
+                " them, or choose another --out."
+            )
         network.load_state_dict(state["network"])
         average.module.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -134,8 +176,23 @@ def train(options: Options) -> nn.Module:
                 csv.writer(stream).writerow([step + 1, round(float(np.mean(recent)), 4), seconds])
             recent = []
         if (step + 1) % 200 == 0 or step + 1 == options.steps:
-            _save(checkpoint, network, average.module, optimizer, schedule, step + 1)
+            _save(checkpoint, key, network, average.module, optimizer, schedule, step + 1)
     return average.module.eval()
+
+
+def checkpoint_key(heads: list[Head], options: Options) -> str:
+    """What a checkpoint must agree with to be continued: options, first weights and heads."""
+    chosen = asdict(options)
+    for name in ("data", "labels", "out", "threads"):  # the heads say what data and labels hold
+        del chosen[name]
+    start = chosen.pop("start_from")
+    weights = hashlib.sha256(read(start)).hexdigest() if start else None
+    return json.dumps([chosen, weights, {head.name: _digest(head) for head in heads}])
+
+
+def _digest(head: Head) -> str:
+    arrays = (np.ascontiguousarray(value).tobytes() for value in _arrays(head).values())
+    return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
 class _Views(Dataset[Example]):
@@ -155,6 +212,7 @@ def _held_out(index: int, options: Options) -> bool:
 
 def _save(
     path: Path,
+    key: str,
     network: nn.Module,
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -162,6 +220,7 @@ def _save(
     step: int,
 ) -> None:
     state = {
+        "key": key,
         "network": network.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -206,7 +265,7 @@ def run(options: Options) -> None:
     heads = load_heads(options.data, options.labels, options.out / "heads", options.seed)
     held_out = [head for i, head in enumerate(heads) if _held_out(i, options)]
     rows = evaluate(network, held_out)
-    (options.out / f"fold{options.fold}_dice.json").write_text(json.dumps(rows, indent=1))
+    write(options.out / f"fold{options.fold}_dice.json", json.dumps(rows, indent=1).encode())
 
 
 def finish(options: Options) -> None:
@@ -249,7 +308,7 @@ def finish(options: Options) -> None:
         },
         "figures": {"held_out_heads": len(rows), "dice": _summary(rows)},
     }
-    (options.out / "card.toml").write_text(to_toml(card), encoding="utf-8")
+    write(options.out / "card.toml", to_toml(card).encode())
 
 
 def _summary(rows: list[dict[str, float | str]]) -> dict[str, dict[str, float]]:
