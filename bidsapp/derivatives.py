@@ -6,6 +6,7 @@ its folder and then renamed, so any number of processes may write to one output 
 
 from __future__ import annotations
 
+import glob
 import gzip
 import json
 import math
@@ -274,10 +275,22 @@ class Derivatives:
         self.remove(path)
         self.remove(_sidecar_path(path))
 
+    def remove_scan(self, scan: Scan) -> None:
+        """Remove all that was written of a scan, and the page that shows it."""
+        record, stem = self.record(scan), glob.escape(scan.stem)
+        self.remove(record)  # first: it must not vouch for what is half gone
+        for pattern in ("desc-*", "dseg.*", "from-*", "space-*"):
+            for path in record.parent.glob(f"{stem}_{pattern}"):
+                self.remove(path)
+        for path in self.figures(scan.participant_id).glob(f"{stem}_desc-*"):
+            self.remove(path)
+        self.remove(self.report(scan.participant_id))
+
     def importance_maps(self, participant_id: str, stem: str) -> dict[str, dict[str, Any]]:
         """Sidecars of a scan's importance maps by their labels; of a map's layers not."""
         folders = (f"{participant_id}/anat", f"{participant_id}/ses-*/anat")
-        paths = [p for f in folders for p in self.root.glob(f"{f}/{stem}_*_importance.nii.gz")]
+        name = f"{glob.escape(stem)}_space-*_importance.nii.gz"
+        paths = [path for folder in folders for path in self.root.glob(f"{folder}/{name}")]
         found = {_desc(path): self.read_sidecar(path) for path in sorted(paths)}
         return {label: about for label, about in found.items() if "Fingerprint" in about}
 

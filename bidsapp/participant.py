@@ -64,7 +64,8 @@ def run(settings: Settings) -> int:
     if settings.dry_run:
         for scan in study.scans:
             record = out.record(scan)
-            print(f"{scan.stem}: {scan.path} -> {record}{' (done)' if record.exists() else ''}")
+            there = " (has a record)" if record.exists() else ""
+            print(f"{scan.stem}: {scan.path} -> {record}{there}")
         return 0
     _check_resources(settings, names)
     no_atlas = _lacking_atlas(settings)
@@ -215,6 +216,9 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
         scan, digest, settings, tools.template.sha256, tools.segmentation_sha256, cards
     )
     earlier = _earlier_record(scan, out)
+    if out.record(scan).exists() and not _same_images(earlier, key):
+        out.remove_scan(scan)  # before it is read: should it fail, nothing of another one stays
+        earlier = {}
     todo = _maps_to_make(scan, key, tools, settings, out)
     if earlier.get("fingerprint") == key and _complete(scan, settings, out) and not todo:
         _refuse(scan, earlier["quality"], settings)
@@ -536,6 +540,12 @@ def _earlier_record(scan: Scan, out: Derivatives) -> dict[str, Any]:
         return {}
 
 
+def _same_images(earlier: dict[str, Any], key: dict[str, str]) -> bool:
+    """Whether preprocessing would make the images of an earlier record again."""
+    before = earlier.get("fingerprint")
+    return isinstance(before, dict) and before.get("preprocessing") == key["preprocessing"]
+
+
 def _can_reuse(
     earlier: dict[str, Any], key: dict[str, str], scan: Scan, settings: Settings,
     tools: Toolbox, out: Derivatives,
@@ -543,10 +553,8 @@ def _can_reuse(
     """Whether only the predictions are out of date, and the written image serves every model."""
     from bidsapp.preprocessing import quality
 
-    before = earlier.get("fingerprint")
     return (
-        isinstance(before, dict)
-        and before.get("preprocessing") == key["preprocessing"]
+        _same_images(earlier, key)
         and not _missing(scan, settings, out)
         and quality.LIMITS.keys() <= (earlier.get("quality") or {}).keys()
         and all(

@@ -53,7 +53,7 @@ submit() {
     fi
     scans=$(brainage "$image" "$bids" "$out" "$@" "${labels[@]}" --dry-run)
     list="$out/logs/slurm/$(date +%Y%m%d-%H%M%S)-$$.txt"
-    awk '!/ \(done\)$/ { sub(/[_:].*/, ""); print }' <<< "$scans" | sort -u > "$list"
+    awk '!/ \(has a record\)$/ { sub(/[_:].*/, ""); print }' <<< "$scans" | sort -u > "$list"
     local participants
     participants=$(wc -l < "$list")
     if ((participants == 0)); then

@@ -488,10 +488,29 @@ def test_a_record_does_not_vouch_for_images_of_other_settings(complete: Bench) -
     assert complete.preprocessed == 3
 
 
-def test_a_scan_that_fails_leaves_what_was_there(complete: Bench) -> None:
-    before = complete.files()
+def test_of_a_scan_that_was_replaced_nothing_stays_even_if_the_new_one_fails(
+    complete: Bench,
+) -> None:
+    out, scan = complete.out, complete.scan
+    out.write_bytes(out.importance(scan, "first", "gradcam"), b"a map")
+    out.write_bytes(out.importance_figure(STEM, STEM, "firstgradcam", "map.png"), b"its picture")
+    out.write_text(out.report(STEM), "a page")
+    other = dataclasses.replace(scan, stem=f"{STEM}_run-2")
+    beside = [out.record(other), out.dseg(other), out.preproc(other),
+              out.importance(other, "first", "gradcam"), out.figure(STEM, other.stem, "mask")]  # fmt: skip
+    for path in beside:
+        out.write_bytes(path, b"of another scan")
     complete.path.write_bytes(complete.path.read_bytes()[:900])
     with pytest.raises(ScanError):
+        complete.process()
+    assert set(complete.files()) == {path.relative_to(out.root).as_posix() for path in beside}
+
+
+def test_a_scan_whose_content_is_not_here_leaves_what_was_there(complete: Bench) -> None:
+    before = complete.files()
+    complete.path.unlink()
+    complete.path.symlink_to("not-fetched.nii.gz")
+    with pytest.raises(ScanError, match="dangling link"):
         complete.process()
     assert complete.files() == before
 
@@ -748,7 +767,7 @@ def test_dry_run_lists_and_writes_nothing(
     assert not arguments["output_dir"].exists()
 
 
-def test_dry_run_says_what_is_done(
+def test_dry_run_says_what_has_a_record(
     arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = arguments["output_dir"] / "sub-01" / "anat" / "sub-01_brainage.json"
@@ -756,7 +775,7 @@ def test_dry_run_says_what_is_done(
     record.touch()
     assert run(arguments, dry_run=True) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.endswith(" (done)") for line in lines] == [True, False, False, False]
+    assert [line.endswith(" (has a record)") for line in lines] == [True, False, False, False]
 
 
 @pytest.mark.parametrize(

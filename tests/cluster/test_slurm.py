@@ -32,8 +32,8 @@ done
 if [[ ${*: -1} == --dry-run || ${#labels[@]} == 0 ]]; then
     for scan in "$bids"/sub-*; do
         name=${scan##*/}
-        [[ -e $out/$name.json ]] && done=' (done)' || done=''
-        echo "$name: $scan -> $out/$name.json$done"
+        [[ -e $out/$name.json ]] && there=' (has a record)' || there=''
+        echo "$name: $scan -> $out/$name.json$there"
     done
     exit
 fi
