@@ -81,19 +81,21 @@ def within_ages(
     not vote on a brain that the others together see more than ``MARGIN`` years outside of these.
     The person's own age has no say, for the prediction must not know it. All stay where none
     would. A vote beyond ``MARGIN`` counts as one at it: there a model has seen nobody, and on the
-    scan of an unknown scanner one that is linear may name any age.
+    scan of an unknown scanner one that is linear may name any age. A model alone is left as it is.
 
     Parameters
     ----------
     ages
         Youngest and oldest age each model was trained on, in years.
     """
+    if len(predictions) == 1:
+        return list(predictions)
     bounds = [(low - MARGIN, high + MARGIN) for low, high in ages]
     votes = [_bounded(each, *ends) for each, ends in zip(predictions, bounds, strict=True)]
     kept = []
     for index, (low, high) in enumerate(bounds):
         others = [each for i, each in enumerate(votes) if i != index]
-        if not others or low <= combine(others).predicted_age <= high:
+        if low <= combine(others).predicted_age <= high:
             kept.append(votes[index])
     return kept or votes
 

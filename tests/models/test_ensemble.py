@@ -86,6 +86,8 @@ def test_a_model_of_some_ages_has_no_vote_on_others(seen, votes):
 
 def test_alone_any_model_votes():
     assert within_ages([ONE], [(42, 82)]) == [ONE]
+    wild = other(predicted_age=99.0)
+    assert combine(within_ages([wild], [(42, 82)])) is wild  # the ensemble of one is that one
     strangers = within_ages([ONE, other(predicted_age=70.0)], [(60, 82), (20, 40)])
     assert [each.predicted_age for each in strangers] == [55, 45]
 
@@ -95,4 +97,5 @@ def test_a_vote_far_beyond_the_ages_counts_as_one_at_their_margin():
     found = within_ages([ONE, wild], [(19, 80), (19, 80)])
     assert found[0] is ONE
     assert (found[1].predicted_age, found[1].interval) == (14.0, (7.0, 22.0))
-    assert within_ages([other(predicted_age=90.0)], [(19, 80)])[0].predicted_age == 85
+    above = other(predicted_age=90.0)
+    assert within_ages([ONE, above], [(19, 80), (19, 80)])[1].predicted_age == 85
