@@ -12,6 +12,7 @@ from typing import Any
 from bidsapp import __version__
 from bidsapp.settings import Settings
 from bidsapp.study import Scan
+from models.ensemble import LARGEST_SHARE, MARGIN
 
 PACKAGES = ("antspyx", "torch", "numpy", "scipy", "nibabel", "nilearn")
 """Packages whose numbers end up in the results."""
@@ -29,6 +30,7 @@ def fingerprint(
     template_sha256: str,
     segmentation_sha256: str,
     models: Mapping[str, str],
+    references: Mapping[str, str],
 ) -> dict[str, str]:
     """Hashes of what preprocessing and prediction depend on.
 
@@ -36,12 +38,15 @@ def fingerprint(
     ----------
     models
         Card of each model that predicts, as TOML; it holds the hash of the weights.
+    references
+        Hash of the reference of each model that has one.
 
     Returns
     -------
     dict
         ``preprocessing``: input, template, segmentation weights, options, versions;
-        ``prediction``: all that, the models, what is known of the person, and ``--quality``.
+        ``prediction``: all that, the models, how they are combined, what is known of the
+        person, and ``--quality``.
     """
     preprocessing = {
         "scan": scan_sha256,
@@ -54,6 +59,8 @@ def fingerprint(
     prediction = {
         "preprocessing": preprocessing,
         "models": dict(models),
+        "references": dict(references),
+        "ensemble": {"margin": MARGIN, "largest_share": LARGEST_SHARE},
         "person": asdict(scan.demographics),
         "source": scan.source,
         "quality": settings.quality,  # on which it hangs whether there is an age

@@ -212,8 +212,9 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
     tools = toolbox(settings)
     digest = file_sha256(scan.path)
     cards = {name: model.card.to_toml() for name, model in tools.models.items()}
+    references = {name: m.reference.sha256 for name, m in tools.models.items() if m.reference}
     key = fingerprint(
-        scan, digest, settings, tools.template.sha256, tools.segmentation_sha256, cards
+        scan, digest, settings, tools.template.sha256, tools.segmentation_sha256, cards, references
     )
     earlier = _earlier_record(scan, out)
     if out.record(scan).exists() and not _same_images(earlier, key):

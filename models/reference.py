@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,15 @@ class Reference:
     deviations: Features
     rest: float
     distances: Features
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that distances depend on."""
+        found = hashlib.sha256()
+        for name, value in vars(self).items():
+            found.update(f"{name} {np.shape(value)}".encode())
+            found.update(np.ascontiguousarray(value, np.float32).tobytes())
+        return found.hexdigest()
 
     def distance(self, features: Features) -> float:
         """Distance of one image from the training images; two parts that are 1 on average.

@@ -27,7 +27,7 @@ def prints(
     """Fingerprint of a scan, with some of what it depends on changed."""
     given = {
         "scan_sha256": "1", "template_sha256": "2", "segmentation_sha256": "3",
-        "models": {"wssa": "card"},
+        "models": {"wssa": "card"}, "references": {},
     } | changes  # fmt: skip
     return fingerprint(
         scan=dataclasses.replace(SCAN, **(scan or {})),
@@ -67,6 +67,7 @@ def test_what_images_depend_on(changes: dict[str, Any]) -> None:
         {"models": {"sfcn": "card"}},
         {"models": {}},
         {"models": {"wssa": "card", "sfcn": "card"}},
+        {"references": {"wssa": "hash"}},
         {"scan": {"demographics": Demographics(31.0, "F", None, None)}},
         {"scan": {"demographics": Demographics(30.0, None, None, None)}},
         {"scan": {"demographics": Demographics(30.0, "F", "north", None)}},
@@ -92,6 +93,24 @@ def test_what_predictions_alone_depend_on(changes: dict[str, Any]) -> None:
 )
 def test_what_nothing_depends_on(changes: dict[str, Any]) -> None:
     assert prints(**changes) == prints()
+
+
+@pytest.mark.parametrize("name", ["MARGIN", "LARGEST_SHARE"])
+def test_the_rule_of_the_ensemble_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = prints()
+    monkeypatch.setattr(module, name, 0.25)
+    assert prints()["prediction"] != before["prediction"]
+    assert prints()["preprocessing"] == before["preprocessing"]
+
+
+def test_what_preprocessing_depends_on_is_hashed_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Were it hashed otherwise, every finished scan would be preprocessed again."""
+    monkeypatch.setattr(module, "software", lambda: {"brainage": "1"})
+    assert prints()["preprocessing"] == (
+        "eeee25ac950e22d62ac63c0e83c219661bc63fc94e78d6d188d20247192eea0f"
+    )
 
 
 def test_versions_count(monkeypatch: pytest.MonkeyPatch) -> None:

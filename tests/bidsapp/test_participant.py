@@ -35,6 +35,7 @@ from bidsapp.settings import Settings
 from bidsapp.study import Scan
 from models.contract import InputContract, ModelCard, Output, Uncertainty, VolumeContract
 from models.prediction import BrainAgeModel
+from models.reference import fit
 from models.segmentation import labels
 
 TEMPLATE = Settings.template
@@ -428,6 +429,20 @@ def test_a_record_without_a_figure_that_is_judged_is_made_again(complete: Bench)
     complete.models = {}
     assert complete.process() == "done"
     assert complete.preprocessed == 2 and "noise" in complete.record["quality"]
+
+
+def test_a_reference_that_comes_later_needs_only_predictions(
+    complete: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert complete.record["quality"]["distance_from_training"] is None
+    images = np.random.default_rng(1).normal(size=(40, 6))
+    first = dataclasses.replace(complete.models["first"], reference=fit(images, axes=3))
+    complete.models["first"] = first
+    monkeypatch.setattr("models.prediction.features_of", lambda *_: images[0])
+    assert complete.process() == "done"
+    assert complete.preprocessed == 1
+    assert complete.record["quality"]["distance_from_training"] > 0
+    assert complete.process() == "skipped"
 
 
 def test_another_age_needs_only_predictions(complete: Bench) -> None:

@@ -80,6 +80,7 @@ def test_a_reference_is_kept_and_belongs_to_its_weights(tmp_path: Path) -> None:
     assert found is not None
     image = features(1, seed=5)[0]
     assert found.relative(image) == pytest.approx(reference().relative(image), rel=1e-4)
+    assert found.sha256 == reference().sha256 != replace(found, rest=found.rest + 1).sha256
     assert registry.load_reference(path, "b" * 64) is None
     assert registry.load_reference(tmp_path / "none.safetensors", "a" * 64) is None
     path.write_bytes(b"damaged")
