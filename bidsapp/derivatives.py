@@ -209,6 +209,10 @@ class Derivatives:
         return f"bids::{path.relative_to(self.root).as_posix()}"
 
     @property
+    def _about(self) -> Path:
+        return self.root / "dataset_description.json"
+
+    @property
     def _space(self) -> str:
         return f"space-{self.template}_res-{RESOLUTION}"
 
@@ -220,7 +224,7 @@ class Derivatives:
 
     def source_names(self) -> set[str]:
         """Folder names of the data sets that this folder was made from."""
-        path = self.root / "dataset_description.json"
+        path = self._about
         sources = _read_json(path).get("SourceDatasets") or () if path.exists() else ()
         urls = (str(source.get("URL", "")) for source in sources if isinstance(source, Mapping))
         names = {Path(unquote(urlsplit(url).path)).name for url in urls}
@@ -244,15 +248,11 @@ class Derivatives:
         Raises
         ------
         UserError
-            The folder belongs to another data set.
+            The folder is not ours, or holds records of another data set.
         """
-        path = self.root / "dataset_description.json"
-        there = path.exists()  # asked once: another process may write it in between
-        before = _read_json(path) if there else {}
-        warnings = _check_owner(before, path) if there else []
-        after = self._description(before)
+        before, after, warnings = self._check()
         if after != before:
-            self.write_json(path, after)
+            self.write_json(self._about, after)
         ignored = self.root / ".bidsignore"
         lines = ignored.read_text(encoding="utf-8").splitlines() if ignored.exists() else []
         missing = [line for line in _BIDSIGNORE.splitlines() if line not in lines]
@@ -265,6 +265,44 @@ class Derivatives:
             self.write_text(cite, citation or _CITATION)
         self.remove_stale(self.root)
         return warnings
+
+    def check(self) -> list[str]:
+        """Warn and raise as `prepare` does, and write nothing."""
+        return self._check()[-1]
+
+    def _check(self) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        """The description of before, that of now, and what there is to warn of."""
+        there = self._about.exists()  # asked once: another process may write it in between
+        before = _read_json(self._about) if there else {}
+        warnings = _check_owner(before, self._about) if there else []
+        after = self._description(before)
+        return before, after, warnings + self._check_source(_source(before), _source(after))
+
+    def _check_source(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+        """Refuse to mix the records of two data sets; warn where they may be two.
+
+        A data set may be moved, or mounted elsewhere, and keeps its name; it may be renamed where
+        it is, but for a container, in which every one is at the same place.
+        """
+
+        def same(key: str) -> bool | None:
+            return before[key] == now[key] if before.get(key) and now.get(key) else None
+
+        place = None if _container() else same("URL")
+        if same("Name") or same("DOI") or place or not any(self.record_paths()):
+            return []
+        if same("Name") is False:
+            raise UserError(
+                f"{self.root} holds records of the data set '{before['Name']}', and this is "
+                f"'{now['Name']}': give an output folder of its own to each, or, if it was only "
+                f"renamed, correct the name under SourceDatasets in {self._about}."
+            )
+        if place is False:
+            return [
+                f"{self.root} holds records of the data set at {before['URL']}, and this one is "
+                f"at {now['URL']}: it is taken for the same one, which was moved"
+            ]
+        return []
 
     def remove(self, path: Path) -> None:
         """Remove a file, if it is there."""
@@ -339,8 +377,9 @@ class Derivatives:
         if self.root.resolve().is_relative_to(self.study_root.resolve()):
             link = os.path.relpath(self.study_root.resolve(), self.root.resolve())
         dataset = {"URL": link}
-        if about.get("DatasetDOI"):
-            dataset["DOI"] = str(about["DatasetDOI"])
+        for key, name in (("Name", "Name"), ("DatasetDOI", "DOI")):
+            if about.get(key):
+                dataset[name] = str(about[key])
         if about.get("License"):
             description["License"] = about["License"]
         links = {"raw": link, "templateflow": "https://github.com/templateflow/templateflow"}
@@ -572,6 +611,13 @@ def _container() -> dict[str, str] | None:
         "Type": "singularity" if by_singularity else "docker",
         "Tag": f"{image}:{__version__}",
     }
+
+
+def _source(description: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a description says of the data set that was read."""
+    sources = description.get("SourceDatasets")
+    first = sources[0] if isinstance(sources, list) and sources else None
+    return first if isinstance(first, Mapping) else {}
 
 
 def _check_owner(description: Mapping[str, Any], path: Path) -> list[str]:

@@ -172,7 +172,7 @@ def test_description(output: Derivatives, monkeypatch: pytest.MonkeyPatch) -> No
         {"Name": "brainage", "Version": __version__, "Container": container}
     ]
     raw = output.study_root.as_uri()
-    assert found["SourceDatasets"] == [{"URL": raw, "DOI": "doi:10.1/2"}]
+    assert found["SourceDatasets"] == [{"URL": raw, "Name": "x", "DOI": "doi:10.1/2"}]
     assert found["DatasetLinks"]["raw"] == raw
 
 
@@ -250,6 +250,66 @@ def test_folder_of_something_else_is_refused(output: Derivatives, text: str, mes
         output.prepare()
     assert files(output.root) == {path.name}
     assert path.read_text() == text
+
+
+def of_data_set(output: Derivatives, folder: str, about: dict[str, Any]) -> Derivatives:
+    """The same output folder for a data set of this place and description."""
+    root = output.study_root.parent / folder
+    root.mkdir(exist_ok=True)
+    (root / "dataset_description.json").write_text(json.dumps(about))
+    return Derivatives(output.root, root, TEMPLATE)
+
+
+DOI = "doi:10.1/2"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "outcome"),
+    [
+        (("a", {"Name": "A"}), ("b", {"Name": "B"}), "refused"),
+        (("a", {"Name": "A"}), ("b", {"Name": "A"}), ""),  # moved
+        (("a", {"Name": "A"}), ("a", {"Name": "B"}), ""),  # renamed
+        (("a", {"Name": "A", "DatasetDOI": DOI}), ("b", {"Name": "B", "DatasetDOI": DOI}), ""),
+        (("a", {}), ("b", {"Name": "B"}), "it is taken for the same one"),
+        (("a", {}), ("b", {}), "it is taken for the same one"),
+        (("a", {}), ("a", {"Name": "A"}), ""),
+    ],
+)
+def test_records_of_two_data_sets_are_not_mixed(
+    first: tuple[str, dict], second: tuple[str, dict], outcome: str, output: Derivatives,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("BRAINAGE_IMAGE", raising=False)
+    before = of_data_set(output, *first)
+    before.prepare()
+    after = of_data_set(output, *second)
+    assert after.check() == []  # no record yet
+    before.write_json(before.record(SCAN), {"participant_id": "sub-01"})
+    was = description(output)
+    if outcome == "refused":
+        with pytest.raises(UserError, match="records of the data set 'A', and this is 'B': give"):
+            after.prepare()
+        assert description(output) == was
+        return
+    warnings = after.check()
+    assert description(output) == was
+    assert after.prepare() == warnings and bool(warnings) is bool(outcome)
+    assert outcome in "".join(warnings)
+    assert after.prepare() == []
+
+
+def test_in_a_container_a_data_set_is_known_by_its_name(
+    output: Derivatives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every one is at /data there."""
+    monkeypatch.setenv("BRAINAGE_IMAGE", "bids/brainage")
+    output = of_data_set(output, "data", {"Name": "A"})
+    output.prepare()
+    output.write_json(output.record(SCAN), {"participant_id": "sub-01"})
+    assert of_data_set(output, "data", {"Name": "A", "License": "CC0"}).prepare() == []
+    with pytest.raises(UserError, match="correct the name under SourceDatasets in"):
+        of_data_set(output, "data", {"Name": "B"}).prepare()
+    assert of_data_set(output, "data", {}).prepare() == []
 
 
 # --- images ---

@@ -511,8 +511,13 @@ def test_of_a_scan_that_was_replaced_nothing_stays_even_if_the_new_one_fails(
     out.write_bytes(out.importance_figure(STEM, STEM, "firstgradcam", "map.png"), b"its picture")
     out.write_text(out.report(STEM), "a page")
     other = dataclasses.replace(scan, stem=f"{STEM}_run-2")
-    beside = [out.record(other), out.dseg(other), out.preproc(other),
-              out.importance(other, "first", "gradcam"), out.figure(STEM, other.stem, "mask")]  # fmt: skip
+    beside = [
+        out.record(other),
+        out.dseg(other),
+        out.preproc(other),
+        out.importance(other, "first", "gradcam"),
+        out.figure(STEM, other.stem, "mask"),
+    ]
     for path in beside:
         out.write_bytes(path, b"of another scan")
     complete.path.write_bytes(complete.path.read_bytes()[:900])
