@@ -464,17 +464,27 @@ def _model_names(settings: Settings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _card(name: str, settings: Settings) -> ModelCard:
+    """The card of a model, if need be of the user's own, whose weights are checked too."""
+    path = settings.model_paths.get(name)
+    if path is None:
+        return models.card(name)
+    try:
+        return registry.own_card(name, path)
+    except ModelError as error:
+        raise UserError(f"--model-file {name}={path} cannot be used: {error}") from error
+
+
 def _check_resources(settings: Settings, names: tuple[str, ...]) -> None:
-    """Learn once, and before the first scan, that a template or a GPU is missing."""
+    """Learn once, and before the first scan, what a model lacks, or that there is no GPU."""
     from bidsapp.preprocessing.templates import load_template
 
     wanted = {settings.template: ""}
     for name in names:
-        if name not in settings.model_paths:
-            why = f"The model '{name}' wants another template; --models can leave it out. "
-            contract = models.card(name).contract
-            if isinstance(contract, InputContract):
-                wanted.setdefault(contract.template, why)
+        why = f"The model '{name}' wants another template; --models can leave it out. "
+        contract = _card(name, settings).contract
+        if isinstance(contract, InputContract):
+            wanted.setdefault(contract.template, why)
     for template in sorted(wanted.keys() - {Settings.template}):  # the default one is bundled
         try:
             load_template(template)

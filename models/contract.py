@@ -14,6 +14,8 @@ from types import UnionType
 from typing import Any, Self, get_args, get_origin
 
 Affine = tuple[tuple[float, ...], ...]
+DEGREES_OF_FREEDOM = (6, 7, 12)
+"""Of a linear registration: rigid, similarity, affine."""
 
 
 class ModelError(ValueError):
@@ -29,7 +31,7 @@ class InputContract:
     template
         TemplateFlow name of the template the image is registered to.
     degrees_of_freedom
-        Of the linear registration: 0 (none), 6, 9 or 12.
+        Of the linear registration, one of ``DEGREES_OF_FREEDOM``.
     shape
         Voxels along the three axes of the model's grid.
     affine
@@ -59,8 +61,10 @@ class InputContract:
     def __post_init__(self) -> None:
         shape = list(self.shape)
         affine = [[float(value) for value in row] for row in self.affine]
-        if self.degrees_of_freedom not in (0, 6, 9, 12):
-            raise ModelError("contract.degrees_of_freedom must be 0, 6, 9 or 12")
+        if self.degrees_of_freedom not in DEGREES_OF_FREEDOM:
+            raise ModelError(
+                "contract.degrees_of_freedom must be 6 (rigid), 7 (similarity) or 12 (affine)"
+            )
         if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
             raise ModelError("contract.shape must be three positive whole numbers")
         if [len(row) for row in affine] != [4] * 4 or affine[3] != [0, 0, 0, 1]:

@@ -116,6 +116,16 @@ def view(
     return scale(image, levels, rule), mask
 
 
+def check_rule(rule: str) -> None:
+    """Raise a ModelError if there is no such rule."""
+    known = (*RULES, TISSUE_MAP)
+    if rule not in known:
+        raise ModelError(
+            f"There is no intensity rule '{rule}', which a model's card asks for; known are "
+            f"{', '.join(known)}."
+        )
+
+
 def scale(image: Array, levels: Mapping[str, float], rule: str) -> Array:
     """Apply the rule of a model's contract.
 
@@ -133,9 +143,5 @@ def scale(image: Array, levels: Mapping[str, float], rule: str) -> Array:
     ModelError
         If there is no such rule.
     """
-    if rule not in RULES:
-        raise ModelError(
-            f"There is no intensity rule '{rule}', which a model's card asks for; known are "
-            f"{', '.join((*RULES, TISSUE_MAP))}."
-        )
+    check_rule(rule)
     return RULES[rule](image, levels)

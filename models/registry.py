@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.contract import ModelCard, ModelError
+from models.contract import InputContract, ModelCard, ModelError
+from models.intensity import check_rule
 from models.prediction import BrainAgeModel
 from models.reference import Reference
 
@@ -161,12 +162,30 @@ def load(
                 f" {how_to_get(this)}."
             )
     else:
-        file = file / WEIGHTS if file.is_dir() else file
+        file = _own_file(file)
         this = _card_for(file, name, root)
     build = network_builder(this.architecture)
     networks = load_networks(file, lambda: build(this.network), this.weights_sha256, device)
     reference = load_reference(file.with_name(REFERENCE), this.weights_sha256)
     return BrainAgeModel(this, networks, reference)
+
+
+def own_card(name: str, weights: Path, root: Path = FOLDER) -> ModelCard:
+    """The card of weights of one's own, found fit for ``load`` without loading them.
+
+    Raises
+    ------
+    ModelError
+        Where the card or the weights are missing or unreadable, do not belong together, or ask
+        for an architecture or an intensity rule that is not there.
+    """
+    file = _own_file(weights)
+    this = _card_for(file, name, root)
+    _check_architecture(this.architecture)
+    if isinstance(this.contract, InputContract):
+        check_rule(this.contract.intensity)
+    _read_weights(file, this.weights_sha256)
+    return this
 
 
 def how_to_get(this: ModelCard) -> str:
@@ -208,12 +227,16 @@ def network_builder(architecture: str) -> Callable[[dict[str, Any]], nn.Module]:
     ModelError
         Where there is no such architecture.
     """
+    _check_architecture(architecture)
+    return importlib.import_module(f"models.{architecture}.network").build
+
+
+def _check_architecture(architecture: str) -> None:
     if not (FOLDER / architecture / "network.py").is_file():
         names = ", ".join(sorted(path.parent.name for path in FOLDER.glob("*/network.py")))
         raise ModelError(
             f"There is no architecture named '{architecture}'; those known are: {names}."
         )
-    return importlib.import_module(f"models.{architecture}.network").build
 
 
 def load_networks(
@@ -241,14 +264,7 @@ def load_networks(
     import safetensors
     import safetensors.torch
 
-    content = read(weights)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != sha256:
-        raise ModelError(
-            f"The weights in {weights} are not those of their card (SHA-256 {digest[:12]}..., the"
-            f" card says {sha256[:12] or 'nothing'}...); get the file again, or the card made"
-            " with it."
-        )
+    content = _read_weights(weights, sha256)
     try:
         tensors = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
@@ -265,6 +281,19 @@ def load_networks(
             ) from None
         networks.append(network.to(device).eval().requires_grad_(False))
     return networks
+
+
+def _read_weights(weights: Path, sha256: str) -> bytes:
+    """The content of a weight file, if it is the one of the card."""
+    content = read(weights)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise ModelError(
+            f"The weights in {weights} are not those of their card (SHA-256 {digest[:12]}..., the"
+            f" card says {sha256[:12] or 'nothing'}...); get the file again, or the card made"
+            " with it."
+        )
+    return content
 
 
 def save_weights(
@@ -349,6 +378,11 @@ def load_reference(path: Path, sha256: str) -> Reference | None:
         return Reference(**arrays | {"rest": arrays["rest"].item()})
     except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is no reference of a model: {error}.") from None
+
+
+def _own_file(weights: Path) -> Path:
+    """The file of weights of one's own, which may be named by its folder."""
+    return weights / WEIGHTS if weights.is_dir() else weights
 
 
 def _card_for(file: Path, name: str, root: Path) -> ModelCard:

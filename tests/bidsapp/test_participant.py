@@ -6,6 +6,7 @@ Preprocessing is replaced by a stub that counts; the real one is in the integrat
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -825,6 +826,67 @@ def test_what_is_wrong_for_all_scans_is_said_before_the_first(
         run(arguments, **changes)
     assert caught.value.exit_code == 2
     assert not arguments["output_dir"].exists()
+
+
+OWN_CARD = """
+name = "own"
+title = "A model of one's own"
+version = "1"
+summary = "For tests."
+license = "MIT"
+citation = "Nobody (2026)."
+architecture = "linear"
+weights_sha256 = "{sha256}"
+[contract]
+template = "MNI152NLin2009aSym"
+degrees_of_freedom = 12
+shape = [9, 10, 11]
+affine = [[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]]
+skull_stripped = true
+bias_corrected = true
+intensity = "white_matter"
+ages = [20, 80]
+[uncertainty]
+standard_deviation = 5
+interval = [-8.0, 8.5]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[contract]", "[contract", "is not a valid model card"),
+        ("weights_sha256", "version_sha256", "is not a valid model card"),
+        ("{sha256}", "0" * 64, "are not those of their card"),
+        ('"linear"', '"nosuch"', "no architecture named 'nosuch'"),
+        ('"white_matter"', '"unheard"', "no intensity rule 'unheard'.*tissue_map"),
+        ("freedom = 12", "freedom = 9", "must be 6 .* or 12"),
+        ("MNI152NLin2009aSym", "NoSuchTemplate", "The model 'own' wants another template"),
+    ],
+)
+def test_a_faulty_model_of_ones_own_is_refused_before_the_first_scan(
+    old: str, new: str, message: str, arguments: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def unknown(name: str) -> None:
+        raise UserError(f"The template {name} cannot be had.")
+
+    monkeypatch.setattr("bidsapp.preprocessing.templates.load_template", unknown)
+    monkeypatch.setattr(participant, "run_scans", finished("done"))
+    weights = tmp_path / "own" / "weights.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    card = weights.with_name("card.toml")
+    own = {"models": ("own",), "model_file": (f"own={weights.parent}",)}
+    card.write_text(OWN_CARD.replace(old, new).replace("{sha256}", sha256))
+    with pytest.raises(UserError, match=message) as caught:
+        run(arguments, **own)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value) and "own" in str(caught.value)
+    assert not arguments["output_dir"].exists()
+    card.write_text(OWN_CARD.replace("{sha256}", sha256))
+    assert run(arguments, **own) == 0
 
 
 def test_no_scan_is_nothing_to_do(arguments: dict[str, Any]) -> None:

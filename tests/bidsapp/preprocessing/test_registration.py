@@ -17,6 +17,7 @@ from bidsapp.preprocessing.image import Image
 from bidsapp.preprocessing.registration import register
 from bidsapp.preprocessing.resampling import resample, to_working_grid
 from bidsapp.preprocessing.templates import load_template
+from models.contract import DEGREES_OF_FREEDOM
 
 COARSE_MM = 4.0
 CORNERS = np.array(list(itertools.product((-70, 70), (-100, 70), (-60, 75))))
@@ -65,6 +66,10 @@ def test_a_known_transform_is_recovered(
     assert record["parameters"] | {"type": kind, "seed": 1} == record["parameters"]
     assert record["template"]["name"] == "MNI152NLin2009aSym"
     np.testing.assert_array_equal(json.loads(json.dumps(record))["matrix"], matrix)
+
+
+def test_every_registration_that_a_card_may_ask_for_can_be_done() -> None:
+    assert set(registration._KINDS) == set(DEGREES_OF_FREEDOM)
 
 
 def test_the_same_scan_gives_the_same_bits() -> None:
