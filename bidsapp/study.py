@@ -74,21 +74,27 @@ def load_study(settings: Settings) -> Study:
     Raises
     ------
     UserError
-        The folder is no BIDS data set, a participant label is unknown, or a filter is wrong.
+        The folder is no BIDS data set, a label of a participant or session is unknown, or a
+        filter is wrong.
     NothingToDo
         No T1w image matches.
     """
     root = settings.bids_dir
     _, warnings = _describe(root)
-    _check_labels(settings.participant_label, _participants(root), root)
+    participants = _labels(root, "sub-*")
+    _check_labels("participant", settings.participant_label, participants, root)
+    if settings.session_label:
+        _check_labels("session", settings.session_label, _labels(root, "sub-*/ses-*"), root)
     scans, remarks = _scans(_query(settings), root, settings)
     warnings += remarks
     if not scans:
         raise NothingToDo(_nothing(settings, remarks))
-    asked = {f"sub-{label}" for label in settings.participant_label}
-    without = sorted(asked - {scan.participant_id for scan in scans})
+    narrowed = settings.session_label or settings.bids_filter_file
+    asked = settings.participant_label or (() if narrowed else participants)
+    without = {f"sub-{label}" for label in asked} - {scan.participant_id for scan in scans}
+    without |= {f"ses-{s}" for s in settings.session_label} - {scan.session_id for scan in scans}
     if without:
-        warnings.append(f"{root}: no T1w image matches for {', '.join(without)}")
+        warnings.append(f"{root}: no T1w image matches for {_shortened(sorted(without))}")
     people = People(root)
     scans = [people.scan(scan) for scan in scans]
     warnings += people.warnings(scans)
@@ -126,19 +132,21 @@ def _describe(root: Path) -> tuple[dict[str, Any], list[str]]:
     return description, warnings
 
 
-def _participants(root: Path) -> list[str]:
-    return sorted(p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir())
+def _labels(root: Path, pattern: str) -> list[str]:
+    """Labels of the folders of this pattern, sorted."""
+    names = {path.name for path in root.glob(pattern) if path.is_dir()}
+    return sorted(name.partition("-")[2] for name in names)
 
 
-def _check_labels(labels: Sequence[str], existing: Sequence[str], root: Path) -> None:
+def _check_labels(kind: str, labels: Sequence[str], existing: Sequence[str], root: Path) -> None:
     unknown = [label for label in labels if label not in existing]
     if not unknown:
         return
     near = [match for label in unknown for match in get_close_matches(label, existing, n=3)]
     shown = existing if len(existing) <= 30 else [*(near or existing[:20]), "..."]
     raise UserError(
-        f"{root} has no participant {', '.join(unknown)}; the labels of its {len(existing)} "
-        f"participants are {', '.join(shown) or 'none'}."
+        f"{root} has no {kind} {', '.join(unknown)}; the labels of its {len(existing)} "
+        f"{kind}s are {', '.join(shown) or 'none'}."
     )
 
 
@@ -193,11 +201,14 @@ def _filters(settings: Settings) -> dict[str, Any]:
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
             filters = dict(content.get("t1w", {}))
+            wrong = [key for key in content if key.lower() == "t1w" != key]
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise UserError(
                 f"{path} is not a filter file, which holds JSON such as "
                 f'{{"t1w": {{"session": "01"}}}}: {error}.'
             ) from error
+        if wrong:
+            raise UserError(f"{path} has a key '{wrong[0]}': did you mean 't1w'?")
     special = {None: Query.NONE, "*": Query.ANY}
     for entity, value in filters.items():
         values = value if isinstance(value, list) else [value]

@@ -810,6 +810,7 @@ def test_dry_run_says_what_has_a_record(
         ({"template": "NoSuchTemplate"}, "template NoSuchTemplate cannot be had"),
         ({"device": "cuda"}, "--device cuda: no GPU"),
         ({"participant_label": ("07",)}, "no participant 07.* 01, 02"),
+        ({"session_label": ("a", "z")}, "no session z.* a, b"),
     ],
 )
 def test_what_is_wrong_for_all_scans_is_said_before_the_first(
@@ -891,7 +892,7 @@ def test_a_faulty_model_of_ones_own_is_refused_before_the_first_scan(
 
 def test_no_scan_is_nothing_to_do(arguments: dict[str, Any]) -> None:
     with pytest.raises(NothingToDo):
-        run(arguments, session_label=("nosuch",))
+        run(arguments, session_label=("a",), participant_label=("01",))
 
 
 def test_reports_only_processes_nothing(

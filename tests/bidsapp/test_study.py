@@ -113,6 +113,13 @@ def test_unknown_participant_names_those_that_exist(tiny_study: Path) -> None:
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize("labels", [("nosuch",), ("a", "nosuch")])
+def test_unknown_session_names_those_that_exist(tiny_study: Path, labels: tuple) -> None:
+    with pytest.raises(UserError, match="no session nosuch; .* 2 sessions are a, b") as caught:
+        load(tiny_study, session_label=labels)
+    assert caught.value.exit_code == 2
+
+
 def test_many_participants_are_not_all_named(make_study: MakeStudy) -> None:
     root = make_study([])
     for number in range(100, 200):
@@ -127,12 +134,35 @@ def test_participant_without_t1w_is_named(make_study: MakeStudy) -> None:
     study = load(root, participant_label=["01", "02"])
     assert stems(study) == ["sub-01"]
     assert f"{root}: no T1w image matches for sub-02" in study.warnings
+    assert load(root).warnings == study.warnings  # not asked for by its label
+
+
+def test_many_participants_without_t1w_are_counted(make_study: MakeStudy) -> None:
+    root = make_study(["sub-01/anat/sub-01_T1w.nii"])
+    for number in range(10, 30):
+        (root / f"sub-{number}").mkdir()
+    line = f"{root}: no T1w image matches for sub-10, "
+    (warning,) = [each for each in load(root).warnings if each.startswith(line)]
+    assert warning.endswith("sub-17 and 12 more")
+    assert not any("matches" in each for each in filtered(root, {"t1w": {"run": None}}).warnings)
+
+
+def test_a_session_without_t1w_is_named(tiny_study: Path) -> None:
+    (tiny_study / "sub-02" / "ses-c").mkdir()
+    study = load(tiny_study, session_label=["a", "c"])
+    assert stems(study) == ALL[1:3]
+    assert study.warnings == (f"{tiny_study}: no T1w image matches for ses-c",)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"session_label": ["z"]}, {"participant_label": ["01"], "session_label": ["a"]}]
+    "settings",
+    [
+        {"session_label": ["c"]},
+        {"participant_label": ["01"], "session_label": ["a"]},
+    ],
 )
 def test_nothing_to_do(tiny_study: Path, settings: dict) -> None:
+    (tiny_study / "sub-02" / "ses-c").mkdir()
     with pytest.raises(NothingToDo, match="no T1w image matches .*--session-label") as error:
         load(tiny_study, **settings)
     assert error.value.exit_code == 3
@@ -166,6 +196,8 @@ def test_filter_file(tiny_study: Path, content: Any, expected: list[str]) -> Non
     [
         ("{", "filter.json is not a filter file"),
         ([], "filter.json is not a filter file"),
+        ({"T1w": {"session": "a"}}, "filter.json has a key 'T1w': did you mean 't1w'"),
+        ({"t1w": {}, "T1W": {}}, "filter.json has a key 'T1W': did you mean 't1w'"),
         ({"t1w": 3}, "filter.json is not a filter file"),
         ({"t1w": {"sesion": "a"}}, "filter.json: 'sesion' is not a recognized entity"),
         ({"t1w": {"subject": "01"}}, "filter.json filters by subject; use either"),
