@@ -8,6 +8,7 @@ predict; record; report.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from bidsapp.errors import NothingToDo, ScanError, UserError
 from bidsapp.execution import Crew, run_scans, worker_environment
 from bidsapp.fingerprint import fingerprint, software
 from bidsapp.settings import Settings
-from bidsapp.study import Scan, load_study
+from bidsapp.study import Scan, Study, load_study
 from models import registry
 from models.contract import InputContract, ModelCard, ModelError, VolumeContract
 from models.intensity import TISSUES
@@ -61,13 +62,10 @@ def run(settings: Settings) -> int:
     study = load_study(settings)
     out = Derivatives(settings.output_dir, study.root, settings.template)
     names = _model_names(settings)
-    if settings.dry_run:
-        for scan in study.scans:
-            record = out.record(scan)
-            there = " (has a record)" if record.exists() else ""
-            print(f"{scan.stem}: {scan.path} -> {record}{there}")
-        return 0
     _check_resources(settings, names)
+    if settings.dry_run:
+        _list(study, out)
+        return 0
     no_atlas = _lacking_atlas(settings)
     run_id = new_run_id()
     warnings = [*out.prepare(), *study.warnings, *no_atlas]
@@ -79,6 +77,16 @@ def run(settings: Settings) -> int:
         participants = {scan.participant_id for scan in study.scans}
         report.write_participants(participants, out, settings.output_level == "full")
     return 1 if failed else 0
+
+
+def _list(study: Study, out: Derivatives) -> None:
+    """Say what a run would process and warn of; the list alone goes to the standard output."""
+    for warning in [*out.check(), *study.warnings]:
+        print(f"warning: {warning}", file=sys.stderr)
+    for scan in study.scans:
+        record = out.record(scan)
+        there = " (has a record)" if record.exists() else ""
+        print(f"{scan.stem}: {scan.path} -> {record}{there}")
 
 
 def _write_reports(settings: Settings) -> int:

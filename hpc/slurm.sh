@@ -51,7 +51,8 @@ submit() {
         mapfile -t labels < "$LABELS"
         labels=(--participant-label "${labels[@]}")
     fi
-    scans=$(brainage "$image" "$bids" "$out" "$@" "${labels[@]}" --dry-run)
+    # This may be a node without the GPU that the tasks will have.
+    scans=$(brainage "$image" "$bids" "$out" "$@" "${labels[@]}" --device auto --dry-run)
     list="$out/logs/slurm/$(date +%Y%m%d-%H%M%S)-$$.txt"
     awk '!/ \(has a record\)$/ { sub(/[_:].*/, ""); print }' <<< "$scans" | sort -u > "$list"
     local participants

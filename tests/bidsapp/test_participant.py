@@ -781,11 +781,22 @@ def test_a_run_ends_with_its_sum(
 def test_dry_run_lists_and_writes_nothing(
     arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (arguments["bids_dir"] / "sub-03").mkdir()
     assert run(arguments, dry_run=True) == 0
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
     assert len(lines) == 4
+    assert "no T1w image matches for sub-03" in said.err
     assert lines[0].startswith("sub-01: ") and lines[0].endswith("sub-01_brainage.json")
     assert not arguments["output_dir"].exists()
+
+
+def test_dry_run_refuses_a_folder_of_something_else(arguments: dict[str, Any]) -> None:
+    about = arguments["output_dir"] / "dataset_description.json"
+    about.parent.mkdir()
+    about.write_text('{"Name": "fMRIPrep"}')
+    with pytest.raises(UserError, match="belongs to 'fMRIPrep'"):
+        run(arguments, dry_run=True)
 
 
 def test_dry_run_says_what_has_a_record(
@@ -813,8 +824,9 @@ def test_dry_run_says_what_has_a_record(
         ({"session_label": ("a", "z")}, "no session z.* a, b"),
     ],
 )
+@pytest.mark.parametrize("dry_run", [False, True])
 def test_what_is_wrong_for_all_scans_is_said_before_the_first(
-    changes: dict[str, Any], message: str, arguments: dict[str, Any],
+    dry_run: bool, changes: dict[str, Any], message: str, arguments: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def unknown(name: str) -> None:
@@ -824,7 +836,7 @@ def test_what_is_wrong_for_all_scans_is_said_before_the_first(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(participant, "run_scans", lambda *_, **__: pytest.fail("a scan was begun"))
     with pytest.raises(UserError, match=message) as caught:
-        run(arguments, **changes)
+        run(arguments, dry_run=dry_run, **changes)
     assert caught.value.exit_code == 2
     assert not arguments["output_dir"].exists()
 
