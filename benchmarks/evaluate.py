@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import tomllib
@@ -77,8 +78,21 @@ class Results:
 
     def settings(self) -> Settings | None:
         """Settings of the newest run."""
-        found = sorted(self.folder.glob("logs/*/settings.toml"))
-        return Settings.from_toml(found[-1].read_text(encoding="utf-8")) if found else None
+        path = self._newest_settings
+        return Settings.from_toml(path.read_text(encoding="utf-8")) if path else None
+
+    @property
+    def side_by_side(self) -> str:
+        """How many scans the newest run had side by side: by its log, else as was asked for."""
+        log = self._newest_settings and self._newest_settings.with_name("log.txt")
+        text = log.read_text(encoding="utf-8") if log and log.is_file() else ""
+        found = re.search(r"Scans side by side: (\d+)", text)
+        settings = self.settings()
+        return found[1] if found else str((settings and settings.nprocs) or UNKNOWN)
+
+    @property
+    def _newest_settings(self) -> Path | None:
+        return max(self.folder.glob("logs/*/settings.toml"), default=None)
 
     def scans(self) -> set[str]:
         """Stems of all T1w scans of the data set, so far as it is still there, or was tried."""
@@ -608,11 +622,10 @@ def seconds(material: Material) -> tuple[str, str]:
     totals = [frame.sum(axis=1) for frame in frames.values()]
     rows.append(["**sum**", *(f"**{total.median():.1f}**" for total in totals)])
     rows.append(["95 % of scans within", *(f"{total.quantile(0.95):.1f}" for total in totals)])
-    settings = {each.name: each.settings() for each in material.results}
-    side = ", ".join(f"{name} {found.nprocs}" for name, found in settings.items() if found)
+    side = ", ".join(f"{each.name} {each.side_by_side}" for each in material.results)
     about = (
         "Median over scans, as the records say; reading and writing of files not counted. Scans "
-        f"side by side: {side or 'not known'}. These are wall times of whatever the machine was "
+        f"side by side: {side}. These are wall times of whatever the machine was "
         "doing; `benchmarks/participant.py` measures on a core of its own."
     )
     return about, table(["step", *frames], rows)

@@ -117,10 +117,13 @@ def _process_all(
     from models.segmentation.labels import LABELS
 
     out.write_label_table(LABELS)
+    nprocs = min(settings.side_by_side, len(scans))
+    if not settings.dask_scheduler:
+        log.info("Scans side by side: %d", nprocs)
     outcomes = run_scans(
         scans,
         partial(process, settings=settings, out=out),
-        nprocs=min(settings.nprocs, len(scans)),
+        nprocs=nprocs,
         threads=settings.omp_nthreads,
         seed=settings.random_seed,
         work_dir=settings.work_dir,

@@ -252,11 +252,6 @@ class Settings:
             raise UserError(
                 "--atlas takes 'cerebra', or two files: the label image and its table."
             )
-        if self.low_mem:
-            self._set("nprocs", 1)
-        elif self.nprocs == 0:
-            memory = self.mem_gb or available_memory_gb()
-            self._set("nprocs", default_nprocs(available_cpus(), memory, GB_PER_SCAN))
         if not (self.template.isascii() and self.template.isalnum()):
             raise UserError(
                 f"template '{self.template}' is not the name of a TemplateFlow template: "
@@ -270,6 +265,14 @@ class Settings:
     def log_level(self) -> int:
         """Level for the logging module: a line per scan; each -v lowers it by 5, down to DEBUG."""
         return max(20 - 5 * self.verbose, 10)
+
+    @property
+    def side_by_side(self) -> int:
+        """How many scans this machine is to process side by side, by what was asked for."""
+        if self.low_mem or self.nprocs:
+            return 1 if self.low_mem else self.nprocs
+        memory = self.mem_gb or available_memory_gb()
+        return default_nprocs(available_cpus(), memory, GB_PER_SCAN)
 
     def importance_at(self, level: str) -> tuple[str, ...]:
         """The methods that map importance at a level."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import evaluate
+from bidsapp.settings import Settings
 from models.segmentation.labels import LABELS
 
 
@@ -130,6 +132,20 @@ def test_quality_and_time(folders: dict[str, Path], capsys: pytest.CaptureFixtur
     rows = rows_of(capsys, folders, "seconds")
     assert rows["bias field"] == ["2.0", "2.5", "1.0"]
     assert rows["**sum**"] == ["**3.0**", "**3.5**", "**2.0**"]
+
+
+def test_scans_side_by_side_are_those_of_the_newest_run(folders: dict[str, Path]) -> None:
+    results = evaluate.Results("Seen", folders["Seen"], [])
+    assert results.side_by_side == "n/a"
+    run = folders["Seen"] / "logs" / "20260102-101010_a"
+    run.mkdir(parents=True)
+    settings = Settings("/in", folders["Seen"], ("participant",))
+    (run / "settings.toml").write_text(settings.to_toml())
+    assert results.side_by_side == "n/a"
+    (run / "settings.toml").write_text(replace(settings, nprocs=4).to_toml())
+    assert results.side_by_side == "4"
+    (run / "log.txt").write_text("2026-01-02 10:10:10,123 INFO Scans side by side: 3\n")
+    assert results.side_by_side == "3"
 
 
 def test_groups_of_all_data_sets_as_one_study(

@@ -765,11 +765,13 @@ def test_a_run_ends_with_its_sum(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(participant, "run_scans", finished(status))
+    monkeypatch.setattr("bidsapp.settings.default_nprocs", lambda *_: 3)
     assert run(arguments) == code
     assert line in caplog.text
     out = arguments["output_dir"]
     (folder,) = (path for path in (out / "logs").iterdir() if path.is_dir())
-    assert line in (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert line in log and "Scans side by side: 3\n" in log
     assert Settings.from_toml((folder / "settings.toml").read_text()) == Settings(**arguments)
     crashes = sorted(path.name for path in folder.glob("crash-*.txt"))
     assert len(crashes) == (3 if status == "failed" else 0)

@@ -21,7 +21,7 @@ def test_values_are_converted() -> None:
     assert settings.participant_label == ("01", "02")
     assert settings.session_label == ("a",)
     assert settings.work_dir == Path.cwd() / "w"
-    assert settings.nprocs >= 1
+    assert settings.nprocs == 0
 
 
 def test_toml_round_trip() -> None:
@@ -36,6 +36,19 @@ def test_toml_round_trip() -> None:
         verbose=2,
     )
     assert Settings.from_toml(settings.to_toml()) == settings
+
+
+def test_scans_side_by_side_are_counted_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not where the settings were written."""
+    monkeypatch.setattr("bidsapp.settings.available_cpus", lambda: 64)
+    monkeypatch.setattr("bidsapp.settings.available_memory_gb", lambda: 256.0)
+    large = Settings(**REQUIRED)
+    assert large.side_by_side == 64
+    monkeypatch.setattr("bidsapp.settings.available_cpus", lambda: 4)
+    assert Settings.from_toml(large.to_toml()).side_by_side == 4
+    assert Settings(**REQUIRED, mem_gb=5).side_by_side == 2
+    assert Settings(**REQUIRED, nprocs=9).side_by_side == 9
+    assert Settings(**REQUIRED, nprocs=9, low_mem=True).side_by_side == 1
 
 
 def test_toml_explains_every_option_it_holds() -> None:
