@@ -244,11 +244,9 @@ def measure(case: Case, options: argparse.Namespace) -> Literal["done", "skipped
     if "refused" in kept:
         found["refused"] = str(kept["refused"])
     else:
-        prepared = prepared_from(kept, tools)
-        found["predictions"] = participant.predict(prepared, case, tools)
-        found["quality"] = participant.judged(
-            prepared, found["predictions"], tools, app_settings(options)
-        )
+        prepared, settings = prepared_from(kept, tools), app_settings(options)
+        found["predictions"] = participant.predict(prepared, case, tools, settings)
+        found["quality"] = participant.judged(prepared, found["predictions"], tools, settings)
     target.write_text(json.dumps(found), encoding="utf-8")
     return "done"
 

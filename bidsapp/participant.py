@@ -45,6 +45,8 @@ GRID_SHAPE = (91, 109, 91)
 GRID_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 """The 2 mm MNI grid of the written images, RAS."""
 DEGREES_OF_FREEDOM = 12
+MODEL_REGISTRATION = "model_registration"
+"""Step that is done for models alone that take another template, or another registration."""
 TIMED = ("segmentation", "bias_field", "registration", "resampling", "quality", "figures")
 """Steps whose seconds stay in the record when a scan is only predicted again."""
 
@@ -252,7 +254,7 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
                 found = prepared.segmentation
                 report.write_figures(scan, found, prepared.brain, tools.template_brain, out)
     with _naming(scan):
-        predictions = predict(prepared, scan, tools)
+        predictions = predict(prepared, scan, tools, settings)
         prepared.quality = judged(prepared, predictions, tools, settings)
         if _is_refused(prepared.quality, settings):
             predictions = {}
@@ -298,19 +300,22 @@ def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
             found, working, scan, registered, inside, tools.template_brain, tools.template_mask,
             to_scan, by["bias_field"]["field_range"], by["segmentation"]["already_stripped"],
         )  # fmt: skip
-    native = Native(t1w, corrected, brain, found, to_scan)
+    known = {(tools.template.name, DEGREES_OF_FREEDOM): to_scan}
+    native = Native(t1w, corrected, brain, found, to_scan, known)
     volumes = found.volumes_ml
     return Prepared(registered, inside, shares, levels, volumes, figures, steps, seconds, native)
 
 
-def predict(prepared: Prepared, scan: Scan, tools: Toolbox) -> dict[str, dict[str, Any]]:
+def predict(
+    prepared: Prepared, scan: Scan, tools: Toolbox, settings: Settings
+) -> dict[str, dict[str, Any]]:
     """The age each model sees, and their combination under ``ensemble``."""
     from models.ensemble import combine, voters, within_ages
 
     who, found = scan.demographics, {}
     for name, model in tools.models.items():
         with _timed(name, prepared.seconds):
-            taken = model_input(prepared, model.card, tools)
+            taken = model_input(prepared, model.card, tools, settings)
             found[name] = model.predict(taken, who.sex, who.age)
     if not found:
         return {}
@@ -338,8 +343,10 @@ def judged(
     cards = {name: model.card for name, model in tools.models.items()}
     members = [(predictions[n]["predicted_age"], cards[n].contract.ages) for n in voters(cards)]
     age = predictions["ensemble"]["predicted_age"] if predictions else None
-    unlike = [tools.models[name].unlikeness(model_input(prepared, cards[name], tools))
-              for name in voters(cards)]  # fmt: skip
+    unlike = [
+        tools.models[name].unlikeness(model_input(prepared, cards[name], tools, settings))
+        for name in voters(cards)
+    ]
     figures = quality.of_predictions(age, members, unlike)
     return quality.judge(prepared.quality | figures, settings.quality)
 
@@ -363,15 +370,17 @@ def _refuse(scan: Scan, found: dict[str, Any], settings: Settings) -> None:
     log.warning("%s; look at the report before using its age.", text)
 
 
-def model_input(prepared: Prepared, card: ModelCard, tools: Toolbox) -> NDArray[np.float32]:
+def model_input(
+    prepared: Prepared, card: ModelCard, tools: Toolbox, settings: Settings
+) -> NDArray[np.float32]:
     """What a model takes: the brain on its grid with its intensities, or volumes in ml."""
     if isinstance(card.contract, VolumeContract):
         return np.array(card.contract.select(prepared.volumes_ml), np.float32)
-    return _on_model_grid(prepared, card.contract, tools)[0]
+    return _on_model_grid(prepared, card.contract, tools, settings)[0]
 
 
 def _on_model_grid(
-    prepared: Prepared, contract: InputContract, tools: Toolbox
+    prepared: Prepared, contract: InputContract, tools: Toolbox, settings: Settings
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
     """Image and mask of a model's contract, and from voxels of the standard grid to its (4, 4)."""
     from bidsapp.preprocessing import registration
@@ -390,9 +399,11 @@ def _on_model_grid(
     assert native is not None  # _can_reuse sees to it
     place = contract.template, contract.degrees_of_freedom
     if place not in native.transforms:
-        native.transforms[place], _ = registration.register(
-            native.working, load_template(contract.template), contract.degrees_of_freedom, 1
-        )
+        native.transforms[place], record = registration.register(
+            native.working, load_template(contract.template), contract.degrees_of_freedom,
+            settings.random_seed, settings.work_dir,
+        )  # fmt: skip
+        prepared.steps.append(record | {"step": MODEL_REGISTRATION})
     to_scan, affine = native.transforms[place], np.array(contract.affine)
     brain = native.corrected.with_data(native.segmentation.brain.astype(np.float32))
     mask = resample(brain, to_scan, contract.shape, affine, order=1).data > 0.5
@@ -423,7 +434,7 @@ def _explain(
 
     def view(name: str) -> explain.View:
         contract = tools.models[name].card.image_contract
-        image, mask, from_standard = _on_model_grid(prepared, contract, tools)
+        image, mask, from_standard = _on_model_grid(prepared, contract, tools, settings)
         return explain.View(Brain(image, mask, scan.demographics.sex), from_standard)
 
     what = explain.Explained(scan, view, prepared.mask, tools.template_brain, key["preprocessing"])
@@ -590,7 +601,7 @@ def _can_reuse(
 def _reload(earlier: dict[str, Any], scan: Scan, out: Derivatives) -> Prepared:
     from bidsapp.preprocessing.image import Image
 
-    steps = earlier["steps"]
+    steps = [step for step in earlier["steps"] if step["step"] != MODEL_REGISTRATION]
     return Prepared(
         Image(*out.read_image(out.preproc(scan))),
         out.read_image(out.template_mask(scan))[0] > 0,

@@ -75,6 +75,7 @@ _STEPS = {
     "segmentation": "The brain and its regions were segmented",
     "bias_field": "Intensity non-uniformity was corrected",
     "registration": "The brain was registered to the template",
+    "model_registration": "For some models the brain was also registered to the template",
     "resampling": "The image was resampled to the grid of the model",
     "intensity": "Intensities were scaled",
     "quality": "The quality of the image and of its preprocessing was measured",

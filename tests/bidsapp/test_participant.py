@@ -97,7 +97,8 @@ def prepared(t1w: T1w) -> Prepared:
         {"step": "registration", "matrix": np.eye(4).tolist()},
         {"step": "intensity", "levels": {"cortex": 300.0, "white_matter": 500.0}},
     ]
-    native = Native(t1w, t1w.image, t1w.image, found, np.diag([1.1, 1, 1, 1]))
+    to_scan = np.diag([1.1, 1, 1, 1])
+    native = Native(t1w, t1w.image, t1w.image, found, to_scan, {(TEMPLATE, 12): to_scan})
     quality = dict.fromkeys(LIMITS) | {"cnr": 2.5}
     levels = steps[-1]["levels"]
     shares = np.stack([inside, 0 * inside, 0 * inside]).astype(np.float32)
@@ -611,9 +612,9 @@ def test_a_model_of_another_grid_gets_its_own_image(
     """From the scan itself in one resampling; models of one template share a transform."""
     registered = []
 
-    def register(brain: Image, template: Any, degrees: int, *_more: Any) -> tuple:
-        registered.append((template.name, degrees))
-        return np.eye(4), {}
+    def register(brain: Image, template: Any, degrees: int, seed: int, *_more: Any) -> tuple:
+        registered.append((template.name, degrees, seed))
+        return np.eye(4), {"step": "registration", "template": {"name": template.name}}
 
     monkeypatch.setattr(registration, "register", register)
     monkeypatch.setattr(
@@ -627,19 +628,34 @@ def test_a_model_of_another_grid_gets_its_own_image(
         "third": model("third", **other, contract_intensity="tissue"),
         "rigid": model("rigid", **other, contract_degrees_of_freedom=6),
     }
-    assert bench.process() == "done"
-    assert registered == [("Other", 12), ("Other", 6)]
+    assert bench.process(random_seed=3) == "done"
+    assert registered == [("Other", 12, 3), ("Other", 6, 3)]
     assert set(bench.record["predictions"]) == {*bench.models, "ensemble"}
+    steps = bench.record["steps"]
+    assert [s["step"] for s in steps[2:]] == ["intensity", *["model_registration"] * 2]
+    assert steps[-1]["template"] == {"name": "Other"}
     # the written image does not serve such models, so that a change needs the scan again
     bench.models["second"] = model("second", **other, weights_sha256="b" * 64)
-    assert bench.process() == "done"
+    assert bench.process(random_seed=3) == "done"
     assert bench.preprocessed == 2
+    # and without them their registrations are not of this record
+    bench.models = {"first": model()}
+    assert bench.process(random_seed=3) == "done"
+    assert bench.preprocessed == 2
+    assert bench.record["steps"] == steps[:3]
 
 
-def test_the_image_of_another_grid_lies_where_the_scan_lies(
+def test_another_grid_alone_needs_no_other_registration(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registration, "register", lambda *_: (np.eye(4), {}))
+    monkeypatch.setattr(registration, "register", lambda *_: pytest.fail("registered again"))
+    shape, affine = OTHER_GRID
+    bench.models = {"first": model(contract_shape=shape, contract_affine=affine)}
+    assert bench.process() == "done"
+    assert bench.record["steps"][-1]["step"] == "intensity"
+
+
+def test_the_image_of_another_grid_lies_where_the_scan_lies(bench: Bench) -> None:
     shape, affine = OTHER_GRID
     card = model(contract_shape=shape, contract_affine=affine).card
     data = np.zeros((80, 80, 80), np.float32)
@@ -649,8 +665,9 @@ def test_the_image_of_another_grid_lies_where_the_scan_lies(
     mask[:, :, 45:] = False
     found = prepared(T1w(image, data.shape, image.affine, 1, ()))
     segmented = dataclasses.replace(found.native.segmentation, mask=mask)
-    found.native = dataclasses.replace(found.native, segmentation=segmented)
-    seen = participant.model_input(found, card, bench._toolbox(bench.settings))
+    place = {(TEMPLATE, 12): np.eye(4)}
+    found.native = dataclasses.replace(found.native, segmentation=segmented, transforms=place)
+    seen = participant.model_input(found, card, bench._toolbox(bench.settings), bench.settings)
     assert seen.shape == shape and seen.min() == 0
     (x, y, z) = (np.array(affine) @ [*np.unravel_index(seen.argmax(), shape), 1])[:3]
     np.testing.assert_allclose((x, y), (29, -31), atol=8)
@@ -705,6 +722,8 @@ def test_the_steps_in_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert calls == [("segment", "auto"), ("correct",), ("register", 12, 5)]
     steps = ["segmentation", "bias_field", "registration", "resampling", "intensity"]
     assert [step["step"] for step in result.steps] == steps
+    assert result.native is not None
+    assert list(result.native.transforms) == [(TEMPLATE, 12)]  # for models of other grids
     assert set(result.seconds) == {
         "segmentation",
         "bias_field",
