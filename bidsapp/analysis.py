@@ -221,10 +221,9 @@ def _correct(
     earlier: Correction | None,
 ) -> Corrected | None:
     if earlier:
-        ages, gaps = earlier.apply(frame["age"], frame["predicted_age"], site)
-        verdicts = (*earlier.verdicts, *earlier.check(frame["age"], site))
-        fold = np.full(len(frame), -1)
-        return Corrected(earlier, ages, gaps, fold, earlier.extrapolated(frame["age"]), verdicts)
+        # A single site is no contrast here, but may be one of several of the earlier study.
+        known = frame["site"] if earlier.sites else None
+        return bias_correction.apply_to_all(earlier, frame["age"], frame["predicted_age"], known)
     if settings.bias_correction == "none":
         return None
     degrees = {"auto": None, "1": 1, "2": 2, "3": 3, "bic": "bic"}

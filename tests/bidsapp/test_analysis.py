@@ -111,6 +111,20 @@ def test_sites_are_corrected_apart(make_records: Any, write_records: Any) -> Non
     assert set(result.correction.sites) == {"Köln", "Ulm"}  # type: ignore[union-attr]
 
 
+def test_an_earlier_correction_knows_the_only_site(make_records: Any, write_records: Any) -> None:
+    records = make_records(150, effect=0, sites=("Köln", "Ulm"))
+    for record in records:
+        record["predictions"]["wssa"]["predicted_age"] += 16 * (record["site"] == "Ulm")
+    settings = write_records(records)
+    earlier = analysed(settings).correction
+    for path in settings.output_dir.glob("sub-*/anat/*.json"):
+        path.unlink()
+    cohort = collected(write_records([each for each in records if each["site"] == "Ulm"]))
+    result = analyse_model("wssa", cohort, settings, earlier)
+    assert result.frame["corrected_gap"].mean() == pytest.approx(0, abs=1)
+    assert "site_unseen" not in names(result)
+
+
 def test_harmonisation_equals_spread(make_records: Any, write_records: Any) -> None:
     records = make_records(200, slope=1.0, sites=("Köln", "Ulm"))
     for record in records:
