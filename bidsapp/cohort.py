@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+import models
 from bidsapp.demographics import COLUMNS, Remarks, Table, cells_of, is_missing
 from bidsapp.derivatives import Derivatives
 from bidsapp.errors import NothingToDo, UserError
@@ -103,6 +104,12 @@ class Cohort:
     def tested(self, model: str) -> pd.Series:
         """Which scans enter fits and tests of a model, (scans,) bool."""
         return self.role(model).isin([REFERENCE, OTHER, REPEAT])
+
+    @property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """Hashes of the weights of the models that the ensemble is made of, by model."""
+        names = voting(self.predictions) if "ensemble" in self.predictions else []
+        return {name: self.weights.get(name, ()) for name in names}
 
     @property
     def distinct_models(self) -> list[str]:
@@ -228,6 +235,13 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
 
 
 # --- records ---
+
+
+def voting(names: Iterable[str]) -> list[str]:
+    """Those of the models that an ensemble of them is made of; a model without a card votes."""
+    names = [name for name in names if name != "ensemble"]
+    carded = models.known()
+    return [n for n in names if n not in carded or models.card(n).in_ensemble] or names
 
 
 def _figures(values: Sequence[tuple[float, ...]], order: pd.Index) -> pd.DataFrame:

@@ -116,7 +116,24 @@ def _earlier_corrections(cohort: Cohort, settings: Settings) -> dict[str, Correc
                 f"{flag} was fitted on other weights of {model} than those that made these "
                 "records; fit it again, or apply it all the same with --allow-mixed."
             )
+    if "ensemble" in cohort.distinct_models:
+        known = there["ensemble"].get("members") or {}
+        if not _same_members(cohort.members, known) and not settings.allow_mixed:
+            raise UserError(
+                f"{flag} was not fitted on an ensemble of {', '.join(cohort.members)} with the "
+                "weights that made these records; fit it again, or apply it all the same with "
+                "--allow-mixed."
+            )
+    elif "ensemble" in cohort.predictions:  # it repeats the only model
+        found["ensemble"] = found[cohort.distinct_models[0]]
     return found
+
+
+def _same_members(here: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[str]]) -> bool:
+    """Whether an ensemble is of the known models, with no weights that are not known."""
+    return here.keys() == known.keys() and all(
+        set(here[name]) <= set(known[name]) for name in here
+    )
 
 
 def _contrasts(cohort: Cohort, settings: Settings) -> tuple[Contrast, ...]:
@@ -259,6 +276,7 @@ def _corrections(
         "models": {
             model: {
                 "weights_sha256": list(cohort.weights.get(model, ())),
+                "members": cohort.members if model == "ensemble" else None,
                 "correction": result.correction.to_json() if result.correction else None,
                 "correction_from": str(settings.bias_correction_from or "") or None,
                 "site_effects": result.site_effects,

@@ -303,6 +303,56 @@ def test_a_correction_that_cannot_be_used_is_named(
 
 
 @pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("change", "accepted"),
+    [
+        (lambda members: members, True),
+        (lambda members: {"one": members["one"]}, False),
+        (lambda members: members | {"two": ["f" * 64]}, False),
+        (lambda members: members | {"three": []}, False),
+        (lambda members: None, False),
+    ],
+    ids=["the same", "one less", "other weights", "one more", "not said"],
+)
+def test_a_correction_of_another_ensemble_is_refused(
+    change: Any, accepted: bool, make_records: Any, write_records: Any, tmp_path: Path
+) -> None:
+    settings = write_records(make_records(30, models=("one", "two", "volumes")))
+    group.run(settings)
+    before = json.loads((settings.output_dir / "group_bias_correction.json").read_text())
+    members = before["models"]["ensemble"]["members"]
+    assert members == {"one": [f"{'one':0<64}"], "two": [f"{'two':0<64}"]}  # volumes has no vote
+    before["models"]["ensemble"]["members"] = change(members)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(before))
+    again = replace(settings, bias_correction_from=other)
+    if not accepted:
+        with pytest.raises(UserError, match=r"was not fitted on an ensemble of one, two with"):
+            group.run(again)
+        again = replace(again, allow_mixed=True)
+    assert group.run(again) == 0
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_ensemble_of_one_takes_the_correction_of_that_one(
+    make_records: Any, write_records: Any, tmp_path: Path
+) -> None:
+    settings = write_records(make_records(30, models=("one", "two")))
+    group.run(settings)
+    kept = tmp_path / "earlier.json"
+    kept.write_bytes((settings.output_dir / "group_bias_correction.json").read_bytes())
+    for path in settings.output_dir.glob("sub-*/anat/*.json"):
+        path.unlink()
+    alone = make_records(30, models=("one",))
+    group.run(write_records(alone, bias_correction_from=kept))
+    rows = {(row["source"], row["model"]): row for row in read(settings, "brainage")}
+    assert {model for _, model in rows} == {"one", "ensemble"}
+    for each in alone:
+        both = [rows[each["source"], model]["corrected_gap"] for model in ("one", "ensemble")]
+        assert both[0] == both[1]
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_files_of_an_earlier_run_do_not_stay(make_records: Any, write_records: Any) -> None:
     settings = write_records(make_records(20, sessions=("ses-1", "ses-2")))
     group.run(settings)
@@ -330,7 +380,9 @@ def test_a_model_that_was_trained_on_the_data_set_is_told(
 ) -> None:
     from types import SimpleNamespace
 
-    card = SimpleNamespace(training={"datasets": {"study": 30}}, title="WSSA (2024)")
+    card = SimpleNamespace(
+        training={"datasets": {"study": 30}}, title="WSSA (2024)", in_ensemble=True
+    )
     monkeypatch.setattr(group.models, "known", lambda: ["wssa"])
     monkeypatch.setattr(group.models, "card", lambda name: card)
     settings = write_records(make_records(20))
