@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from bidsapp.analysis import (
 )
 from bidsapp.cohort import Cohort, collect
 from bidsapp.derivatives import NAME, Derivatives, new_run_id
-from bidsapp.errors import UserError
+from bidsapp.errors import NothingToDo, UserError
 from bidsapp.reporting.group_methods import Account
 from bidsapp.reporting.group_page import Results
 from bidsapp.settings import Settings
@@ -51,14 +52,22 @@ def run(settings: Settings) -> int:
     """
     out = Derivatives(settings.output_dir, settings.bids_dir, settings.template)
     if settings.reports_only:
-        with logs.to_console_and_file(out.log_dir(new_run_id()) / "log.txt", settings.log_level):
-            report.rewrite_group(out)
+        return _write_report(out, settings)
+    try:
+        cohort = collect(out, settings)
+    except NothingToDo:
+        if not (settings.dry_run and "participant" in settings.analysis_level):
+            raise
+        print(f"group: {settings.output_dir} holds no predictions yet")
         return 0
-    cohort = collect(out, settings)
     earlier = _earlier_corrections(cohort, settings)
     contrasts = _contrasts(cohort, settings)
-    with logs.to_console_and_file(out.log_dir(new_run_id()) / "log.txt", settings.log_level):
-        for warning in out.prepare():
+    if settings.dry_run:
+        _tell(cohort, out, settings)
+        return 0
+    warnings = out.prepare()
+    with _logged(out, settings):
+        for warning in warnings:
             log.warning("%s", warning)
         _say(cohort.counts, cohort.verdicts)
         results = {
@@ -90,6 +99,42 @@ def run(settings: Settings) -> int:
         people = cohort.scans["participant_id"].nunique()
         log.info("Group table: %s (%d participants)", out.group("brainage.tsv"), people)
     return 0
+
+
+@contextmanager
+def _logged(out: Derivatives, settings: Settings) -> Iterator[None]:
+    """Keep the settings and the messages of the run."""
+    folder = out.log_dir(new_run_id())
+    out.write_text(folder / "settings.toml", settings.to_toml())
+    with logs.to_console_and_file(folder / "log.txt", settings.log_level):
+        yield
+
+
+def _write_report(out: Derivatives, settings: Settings) -> int:
+    """Write the page again from what an earlier run has left."""
+    if settings.dry_run:
+        out.read_group_page_content()
+        print(f"group: -> {out.group_report}")
+        return 0
+    with _logged(out, settings):
+        report.rewrite_group(out)
+    return 0
+
+
+def _tell(cohort: Cohort, out: Derivatives, settings: Settings) -> None:
+    """Print what would be analysed, what there is to know about it, and where it would go."""
+    people = cohort.scans["participant_id"].nunique()
+    models = ", ".join(cohort.distinct_models)
+    print(f"group: {len(cohort.scans)} scans of {people} participants; models: {models}")
+    for words, number in cohort.counts:
+        print(f"group: {words}: {number}")
+    for verdict in cohort.verdicts:
+        print(f"group: {verdict.severity}: {verdict.text}")
+    tables = (out.group(f"{name}.tsv") for name in ("brainage", *group_tables.OF))
+    for path in (out.group_report, *tables, out.group("bias_correction.json")):
+        print(f"group: -> {path}{' (is there)' if path.exists() else ''}")
+    if methods := settings.importance_at("group"):
+        print(f"group: -> importance maps by {', '.join(methods)}")
 
 
 def _earlier_corrections(cohort: Cohort, settings: Settings) -> dict[str, Correction]:

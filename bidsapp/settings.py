@@ -224,7 +224,9 @@ class Settings:
     reports_only: bool = option("only write the reports again, from existing outputs", False)
     stop_on_first_crash: bool = option("stop at the first scan that fails", False)
     dry_run: bool = option(
-        "list what would be processed, and which scans have a record already; write nothing", False
+        "list what would be processed, and which scans have a record already; at the group level, "
+        "who would be analysed and what there is to know about it; write nothing",
+        False,
     )
     random_seed: int = option("seed of everything random", 1, minimum=0)
     verbose: int = option("say more; repeat for more still", 0, minimum=0)

@@ -463,3 +463,56 @@ def test_what_was_said_is_kept_in_a_log(settings: Settings) -> None:
     group.run(settings)
     (log,) = settings.output_dir.glob("logs/*/log.txt")
     assert "2 participants" in log.read_text()
+    (kept,) = settings.output_dir.glob("logs/*/settings.toml")
+    assert kept.parent == log.parent
+    assert Settings.from_toml(kept.read_text()) == settings
+
+
+# --- nothing but told ---
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_tells_and_writes_nothing(
+    rich: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(rich.output_dir)
+    assert group.run(replace(rich, dry_run=True)) == 0
+    said = capsys.readouterr().out
+    assert "group: 90 scans of 45 participants; models: one, two, ensemble\n" in said
+    assert "group: warning: 1 of 90 scans failed quality" in said
+    assert "group: excluded: age unknown: 1\n" in said
+    assert f"-> {rich.output_dir / 'group_brainage.tsv'}\n" in said
+    assert "importance" not in said
+    assert everything(rich.output_dir) == before
+    group.run(replace(rich, dry_run=True, importance=("noise",)))
+    assert "importance maps by noise" in capsys.readouterr().out
+
+
+def test_a_dry_run_finds_errors(rich: Settings) -> None:
+    with pytest.raises(UserError, match="are AD, control"):
+        group.run(replace(rich, dry_run=True, contrast=("group: AD - controls",)))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_dry_run_of_the_page_alone(rich: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = replace(rich, dry_run=True, reports_only=True)
+    with pytest.raises(UserError, match="without --reports-only"):
+        group.run(alone)
+    group.run(rich)
+    before = everything(rich.output_dir)
+    assert group.run(alone) == 0
+    assert str(rich.output_dir / "group.html") in capsys.readouterr().out
+    assert everything(rich.output_dir) == before
+
+
+def test_a_dry_run_of_both_levels_needs_no_records(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = replace(settings, dry_run=True, analysis_level=("participant", "group"))
+    assert group.run(both) == 0
+    assert "holds no predictions yet" in capsys.readouterr().out
+    with pytest.raises(NothingToDo):
+        group.run(replace(settings, dry_run=True))
