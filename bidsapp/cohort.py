@@ -67,8 +67,9 @@ class Cohort:
     scans
         One row per scan, in the order of participants and sessions: ``participant_id``,
         ``session_id``, ``source``, `WHO`, ``quality_passed`` (bool or None), ``quality_flags``,
-        the volumes as ``NAME_ml``, ``is_reference`` (also where left out), ``role``, and the
-        columns that were asked for. Ages in years.
+        the volumes as ``NAME_ml``, ``undated`` (a further session of the same age, which no table
+        gives for the session), ``is_reference`` (also where left out), ``role``, and the columns
+        that were asked for. Ages in years.
     predictions
         By model, with the rows of `scans`: predicted age, its standard deviation and interval
         (years), and coverage of the interval; NaN where a model has none.
@@ -210,6 +211,8 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
     # In the order of time within a person: the first scan is the one that counts.
     order = scans.sort_values(["participant_id", "age"], kind="stable").index
     scans = scans.loc[order].reset_index(drop=True)
+    scans["undated"] = _undated(scans, people, settings)
+    verdicts += _undated_verdict(scans)
     described = participants.descriptions if participants else {}
     is_reference, levels, reference, said = _reference(scans, settings.reference, described)
     scans["is_reference"] = is_reference
@@ -352,6 +355,42 @@ def _scan(row: Mapping[str, Any], settings: Settings) -> Scan:
     place = settings.bids_dir / (path if source.startswith("bids:raw:") else "unknown")
     stem = path.name.split("_T1w")[0]
     return Scan(place, source, row["participant_id"], session or None, stem, Demographics())
+
+
+def _undated(scans: pd.DataFrame, people: People | None, settings: Settings) -> pd.Series:
+    """Scans of further sessions of the same age, unless tables give these ages by session.
+
+    Ages of participants.tsv are the same at every session, however many years lie between them.
+    """
+    undated = pd.Series(False, index=scans.index)
+    same = ["participant_id", "age"]
+    repeated = scans[scans["age"].notna() & scans.duplicated(same, keep=False)]
+    for _, rows in repeated.groupby(same):
+        session = rows["session_id"].fillna("")
+        further = session != session.iloc[0]
+        if further.any() and not _told_by_session(rows, people, settings):
+            undated[rows.index] = further
+    return undated
+
+
+def _told_by_session(rows: pd.DataFrame, people: People | None, settings: Settings) -> bool:
+    if people is None:
+        return False
+    return all(
+        people.tells_age_of_session(_scan(row, settings)) for row in rows.to_dict("records")
+    )
+
+
+def _undated_verdict(scans: pd.DataFrame) -> list[Verdict]:
+    people = scans.loc[scans["undated"], "participant_id"].nunique()
+    if not people:
+        return []
+    text = (
+        f"{people} people have several sessions of one and the same age, which no table gives for "
+        "the session: their order is that of their names, and they are not taken as retests. Give "
+        "the age at each session in sub-*_sessions.tsv."
+    )
+    return [Verdict("sessions_of_one_age", text)]
 
 
 def _unmatched(scans: pd.DataFrame, participants: Table | None) -> list[tuple[str, int]]:

@@ -52,6 +52,41 @@ def test_scans_of_a_person_are_in_the_order_of_age(make_record: Any, write_recor
     assert list(found.scans["role"]) == ["reference", "repeat"]
 
 
+SESSIONS = "session_id\tage\nses-a\t44\nses-b\t44\n"
+
+
+@pytest.mark.parametrize(
+    ("tables", "undated"),
+    [
+        ({}, [False, True]),
+        (people("participant_id age", "sub-1 44"), [False, True]),
+        ({"sub-1/sub-1_sessions.tsv": SESSIONS}, [False, False]),
+        ({"sub-1/sub-1_sessions.tsv": SESSIONS.replace("ses-b\t44", "ses-b\tn/a")}, [False, True]),
+        ({"sub-1/sub-1_sessions.tsv": SESSIONS.replace("ses-b\t44", "ses-b\t46")}, [False] * 2),
+        (people("participant_id session_id age", "sub-1 a 44", "sub-1 b 44"), [False, False]),
+    ],
+    ids=["record", "person", "session", "one session", "other ages", "row per session"],
+)
+def test_sessions_of_one_age_are_told(
+    tables: dict[str, str], undated: list[bool], make_record: Any, write_records: Any
+) -> None:
+    records = [make_record("sub-1", session, age=44.0) for session in ("ses-a", "ses-b")]
+    found = cohort(write_records(records, tables))
+    assert found.scans["undated"].tolist() == undated
+    assert ("sessions_of_one_age" in verdicts(found)) == any(undated)
+    if any(undated):
+        assert "1 people have several sessions" in verdicts(found)["sessions_of_one_age"]
+
+
+def test_runs_of_a_session_are_retests(make_record: Any, write_records: Any) -> None:
+    runs = [
+        make_record("sub-1", "ses-a", source=f"bids:raw:anat/sub-1_run-{n}_T1w.nii.gz")
+        for n in (1, 2)
+    ]
+    found = cohort(write_records(runs))
+    assert len(found.scans) == 2 and not found.scans["undated"].any()
+
+
 def test_tables_of_today_win_and_changes_are_told(make_record: Any, write_records: Any) -> None:
     records = [make_record("sub-01", age=30.0), make_record("sub-02", site="Ulm", sex=None)]
     tables = people("participant_id age gender group", "sub-01 41 F AD", "sub-02 n/a M n/a",
