@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,6 +50,8 @@ WHO = ("age", "sex", "site", "group")
 VOLUMES = ("brain", "gray_matter", "ventricles")
 _FIGURES = ("predicted_age", "standard_deviation", "interval_low", "interval_high", "coverage")
 _OLDEST = 125.0
+_STRANGE = 0.2
+"""Share of a column's values up to which those that are no numbers are taken as missing."""
 _CONTROLS = {
     "control", "healthy control", "normal control", "healthy", "normal", "healthy volunteer",
     "healthy subject", "healthy participant", "healthy comparison", "cognitively normal",
@@ -200,14 +203,17 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
     counts = [("records with a prediction", len(scans))]
     counts += [("records without a prediction", found.without_prediction)]
     counts += [("failed quality, age withheld (--quality fail)", found.withheld)]
+    verdicts += _absent(scans, people, settings)
     if people or more:
         verdicts += _from_tables(scans, people, more, asked, settings)
     participants = people.participants if people else None
     counts += _unmatched(scans, participants)
     _check_columns(asked, scans, [table for table in (participants, more) if table], settings)
-    for name in ("age", *asked):
-        scans[name] = _typed(scans[name], number=name == "age")
-    scans["age"] = scans["age"].where(scans["age"].between(0, _OLDEST))
+    levels_of = _columns_of_levels(settings)
+    for name in asked:
+        scans[name], told = _typed(scans[name], name, words_count=name in levels_of)
+        verdicts += told
+    scans["age"] = _numbers(scans["age"]).where(lambda age: age.between(0, _OLDEST))
     # In the order of time within a person: the first scan is the one that counts.
     order = scans.sort_values(["participant_id", "age"], kind="stable").index
     scans = scans.loc[order].reset_index(drop=True)
@@ -290,6 +296,13 @@ def _asked_columns(settings: Settings) -> list[str]:
     return [name for name in names if name and name.lower() not in WHO]
 
 
+def _columns_of_levels(settings: Settings) -> set[str]:
+    """Columns whose values the options name, so that a word among numbers may be one."""
+    named = [text.partition(":")[0] for text in settings.contrast]
+    named += [settings.reference.partition("=")[0]] if settings.reference else []
+    return {name.strip() for name in named}
+
+
 def _column_and_value(asked: str) -> list[str]:
     column, equals, value = (part.strip() for part in asked.partition("="))
     if not (column and equals and value):
@@ -346,6 +359,30 @@ def _from_tables(
         text = f"{more.name} has no row for {absent} of the participants with records."
         verdicts.append(Verdict("phenotype_absent", text))
     return verdicts
+
+
+def _absent(scans: pd.DataFrame, people: People | None, settings: Settings) -> list[Verdict]:
+    """Tell where the tables, or scans of the records, are not in the data set."""
+    root, said = settings.bids_dir, []
+    if people is None or people.participants is None:
+        lacks = "is not a folder" if people is None else "has no participants.tsv"
+        text = (
+            f"{root} {lacks}: ages, sexes, sites and groups that no other table gives are those "
+            "of the records, as they were at the participant level."
+        )
+        said.append(Verdict("tables_not_found", text))
+    if (root / "dataset_description.json").is_file():
+        raw = scans["source"].astype(str)
+        paths = raw[raw.str.startswith("bids:raw:")].str.removeprefix("bids:raw:")
+        gone = [path for path in paths if not os.path.lexists(root / path)]
+        if gone:
+            text = (
+                f"{len(gone)} of {len(scans)} records are of scans that {root} lacks, such as "
+                f"{gone[0]}; they are analysed all the same. Delete the records of scans that "
+                "were withdrawn."
+            )
+            said.append(Verdict("scans_not_found", text))
+    return said
 
 
 def _scan(row: Mapping[str, Any], settings: Settings) -> Scan:
@@ -431,14 +468,42 @@ def _known(value: Any) -> bool:
     return not (isinstance(value, str) and is_missing(value.strip()))
 
 
-def _typed(column: pd.Series, number: bool = False) -> pd.Series:
-    """Numbers where all that is known is a number, words elsewhere."""
+def _numbers(column: pd.Series) -> pd.Series:
+    """Finite numbers; NaN elsewhere."""
+    numbers = pd.to_numeric(column.where(column.map(_known), None), errors="coerce")
+    return numbers.where(np.isfinite(numbers)).astype(float)
+
+
+def _typed(column: pd.Series, name: str, words_count: bool) -> tuple[pd.Series, list[Verdict]]:
+    """Numbers where all that is known is a number, or most is and words do not count; else words.
+
+    A comma before digits is a decimal comma where that makes all, or most, a number.
+    """
     known = column.where(column.map(_known), None)
-    numbers = pd.to_numeric(known, errors="coerce")
-    numbers = numbers.where(np.isfinite(numbers)).astype(float)
-    if number or numbers.notna().sum() == known.notna().sum():
-        return numbers
-    return known.map(str, na_action="ignore")
+    pointed = known.map(_with_point, na_action="ignore")
+    numbers = _numbers(pointed)
+    commas = int((known.notna() & (pointed != known)).sum())
+    strange = known[known.notna() & numbers.isna()]
+    total = int(known.notna().sum())
+    if (words_count and len(strange)) or len(strange) > _STRANGE * total:
+        return known.map(str, na_action="ignore"), []
+    said = []
+    if commas:
+        text = f"{name} has a decimal comma in {commas} of {total} values; it is read as a point."
+        said.append(Verdict("decimal_comma", text, "note"))
+    if len(strange):
+        shown = ", ".join(f"'{value}'" for value in strange.astype(str).unique()[:8])
+        text = (
+            f"{name} has {len(strange)} of {total} values that are no numbers, as the others are; "
+            f"they are taken as missing: {shown}."
+        )
+        said.append(Verdict("no_number", text))
+    return numbers, said
+
+
+def _with_point(value: Any) -> Any:
+    comma = isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d*,\d+\s*", value)
+    return value.replace(",", ".") if comma else value
 
 
 # --- roles ---

@@ -232,6 +232,20 @@ def test_contrasts_and_phenotypes_that_were_asked_for(
     assert "group" not in tests["term"].tolist()
 
 
+@pytest.mark.parametrize(("known", "told"), [(59, True), (61, False)])
+def test_a_column_that_many_lack_is_told(
+    known: int, told: bool, make_records: Any, write_records: Any
+) -> None:
+    records = make_records(90)
+    lines = [f"{each['participant_id']}\t{n % 7}" for n, each in enumerate(records[:known])]
+    table = "\n".join(["participant_id\tIQ", *lines])
+    settings = write_records(records, {"participants.tsv": table}, covariates=("IQ",))
+    _, verdicts = compared(settings)
+    assert ("many_missing" in verdicts) == told
+    if told:
+        assert "IQ is not known for 31 of 90 participants" in verdicts["many_missing"]
+
+
 def test_a_person_counts_once(make_records: Any, write_records: Any) -> None:
     tests, _ = compared(write_records(make_records(40, sessions=("ses-1", "ses-2"))))
     first = tests[tests["measure"] == "difference"].iloc[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,39 @@ def test_labels_without_a_row_are_counted(make_record: Any, write_records: Any) 
     assert counts["participants in participants.tsv without a record"] == 1
 
 
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({}, "study is not a folder: ages"),
+        ({"README": ""}, "study has no participants.tsv: ages"),
+        (people("participant_id age", "sub-01 41"), None),
+    ],
+)
+def test_tables_that_are_not_there_are_told(
+    tables: dict[str, str], said: str | None, make_record: Any, write_records: Any
+) -> None:
+    found = verdicts(cohort(write_records([make_record("sub-01")], tables)))
+    assert said is None or said in found["tables_not_found"]
+    assert ("tables_not_found" in found) == bool(said)
+    assert "scans_not_found" not in found  # there is no description: it is no data set
+
+
+def test_scans_that_are_not_there_are_told(make_record: Any, write_records: Any) -> None:
+    records = [
+        make_record("sub-01"),
+        make_record("sub-02"),
+        make_record("sub-03", source="x/sub-03_T1w.nii.gz"),
+    ]
+    scan = "sub-01/anat/sub-01_T1w.nii.gz"
+    settings = write_records(records, {"dataset_description.json": "{}", scan: ""})
+    said = verdicts(cohort(settings))["scans_not_found"]
+    assert "1 of 3 records" in said and "such as sub-02/anat/sub-02_T1w.nii.gz;" in said
+    link = settings.bids_dir / "sub-02/anat/sub-02_T1w.nii.gz"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("content that was not fetched")
+    assert "scans_not_found" not in verdicts(cohort(settings))
+
+
 def test_columns_come_from_all_tables(make_record: Any, write_records: Any) -> None:
     records = [make_record("sub-01", s, age=30.0 + i) for i, s in enumerate(("ses-a", "ses-b"))]
     tables = people("participant_id BMI hand", "sub-01 21.5 right") | {
@@ -125,6 +159,44 @@ def test_columns_come_from_all_tables(make_record: Any, write_records: Any) -> N
     assert scans["brain_ml"].tolist() == [1200, 1200]
     assert np.isnan(scans["MMSE"][0]) and scans["MMSE"][1] == 28
     assert scans["hand"].tolist() == ["right", "right"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "values", "said"),
+    [
+        (["1,5", "2", ",5", "n/a", "1e1"], [1.5, 2, 0.5, np.nan, 10], "a decimal comma in 2 of 4"),
+        (
+            ["1,5", "2", "3", "4", "late"],
+            [1.5, 2, 3, 4, np.nan],
+            "1 of 5 values .*missing: 'late'",
+        ),
+        (["1", "2", "3", "late", "late"], ["1", "2", "3", "late", "late"], None),
+        (["1", "2", "3", "4", "5"], [1, 2, 3, 4, 5], None),
+        (["1,5,2", "2", "3", "4", "n/a"], ["1,5,2", "2", "3", "4", None], None),
+    ],
+)
+def test_numbers_of_all_spellings(
+    cells: list[str], values: list[Any], said: str | None, make_record: Any, write_records: Any
+) -> None:
+    records = [make_record(f"sub-{n}") for n in range(5)]
+    rows = [f"sub-{n} {cell}" for n, cell in enumerate(cells)]
+    tables = people("participant_id dose", *rows)
+    found = cohort(write_records(records, tables, phenotype_terms=("dose",)))
+    told = " ".join(verdicts(found).get(name, "") for name in ("decimal_comma", "no_number"))
+    assert re.search(f"^dose has .*{said}" if said else r"^\s*$", told.strip())
+    if isinstance(values[0], str):
+        assert [v if isinstance(v, str) else None for v in found.scans["dose"]] == values
+    else:
+        assert found.scans["dose"].tolist() == pytest.approx(values, nan_ok=True)
+
+
+def test_a_word_that_means_the_reference_stays(make_record: Any, write_records: Any) -> None:
+    rows = [f"sub-{n} {n or 'well'}" for n in range(8)]
+    settings = write_records(
+        [make_record(f"sub-{n}") for n in range(8)], people("participant_id stage", *rows),
+        covariates=("stage",), reference="stage=well",
+    )  # fmt: skip
+    assert list(roles(cohort(settings)).values()).count("reference") == 1
 
 
 def test_a_phenotype_file_needs_no_data_set(make_record: Any, write_records: Any) -> None:
