@@ -112,7 +112,7 @@ class Cohort:
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
         """Hashes of the weights of the models that the ensemble is made of, by model."""
-        names = voting(self.predictions) if "ensemble" in self.predictions else []
+        names = voting(self.predictions, _without_vote()) if "ensemble" in self.predictions else []
         return {name: self.weights.get(name, ()) for name in names}
 
     @property
@@ -129,26 +129,36 @@ class Cohort:
 
 @dataclass
 class _Found:
-    """What the records say, filled one record at a time."""
+    """What the records say of what was asked for, filled one record at a time."""
 
+    settings: Settings
+    without_vote: set[str]
     scans: list[dict[str, Any]] = field(default_factory=list)
     quality: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
     made_by: dict[str, Counter[str]] = field(default_factory=dict)
     without_prediction: int = 0
     withheld: int = 0
+    not_asked: int = 0
+    seen: set[str] = field(default_factory=set)
+    other_members: set[str] = field(default_factory=set)
 
     def add(self, record: Mapping[str, Any], wanted: Sequence[str]) -> None:
-        predictions = record.get("predictions") or {}
+        participant, session = str(record.get("participant_id") or "n/a"), record.get("session_id")
+        if not self.settings.asks_for(participant, session):
+            self.not_asked += 1
+            return
+        everything = record.get("predictions") or {}
+        predictions = self._asked(everything)
         quality, volumes = record.get("quality") or {}, record.get("volumes_ml") or {}
         if not predictions:
-            withheld = quality.get("passed") is False
+            withheld = not everything and quality.get("passed") is False
             self.withheld += withheld
             self.without_prediction += not withheld
             return
         row = {name: record.get(name) for name in ("participant_id", "session_id", "source", *WHO)}
         row |= {
-            "participant_id": str(record.get("participant_id") or "n/a"),
+            "participant_id": participant,
             "quality_passed": quality.get("passed"),
             "quality_flags": ",".join(map(str, quality.get("flags") or ())),
         }
@@ -162,11 +172,28 @@ class _Found:
             self.figures.setdefault(model, []).append((len(self.scans), *figures))
             self._count(f"weights of {model}", prediction.get("weights_sha256"))
         self._count("version", (record.get("software") or {}).get("brainage"))
-        together = sorted(name for name in predictions if name != "ensemble")
+        together = sorted(voting(predictions, self.without_vote))
         self._count("models of the ensemble", "ensemble" in predictions and " + ".join(together))
         named = (name for name in quality if name not in ("passed", "flags"))
         self.quality.append({name: _number(quality[name]) for name in named})
         self.scans.append(row)
+
+    def _asked(self, predictions: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the models that were asked for, and of the ensemble if all its members were."""
+        self.seen |= predictions.keys() - {"ensemble"}
+        asked = self.settings.models
+        if not asked:
+            return dict(predictions)
+        kept = [name for name in predictions if name in asked and name != "ensemble"]
+        if "ensemble" in predictions:
+            self.other_members |= set(voting(predictions, self.without_vote)) - set(asked)
+            kept += [] if self.other_members else ["ensemble"]
+        return {name: predictions[name] for name in kept}
+
+    def leave_out_ensemble(self) -> None:
+        """Drop the ensemble of all records, as that of some has members that were not named."""
+        self.figures.pop("ensemble", None)
+        self.made_by.pop("models of the ensemble", None)
 
     def _count(self, what: str, value: Any) -> None:
         if value:
@@ -190,24 +217,22 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
     asked = _asked_columns(settings)
     people = People(settings.bids_dir) if settings.bids_dir.is_dir() else None
     more = phenotype_table(settings.phenotype) if settings.phenotype else None
-    found = _Found()
+    found = _Found(settings, _without_vote())
     for record in out.records():
         found.add(record, asked)
-    if not found.scans:
-        raise NothingToDo(
-            f"{settings.output_dir} holds no predictions (in *_brainage.json); run the "
-            "participant level first."
-        )
-    verdicts = _mixed(found.made_by, settings.allow_mixed)
+    _check_found(found, settings)
+    verdicts = _left_out(found, settings)
+    verdicts += _mixed(found.made_by, settings.allow_mixed)
     scans = pd.DataFrame(found.scans)
     counts = [("records with a prediction", len(scans))]
     counts += [("records without a prediction", found.without_prediction)]
+    counts += [("records of others than were named", found.not_asked)]
     counts += [("failed quality, age withheld (--quality fail)", found.withheld)]
     verdicts += _absent(scans, people, settings)
     if people or more:
         verdicts += _from_tables(scans, people, more, asked, settings)
     participants = people.participants if people else None
-    counts += _unmatched(scans, participants)
+    counts += _unmatched(scans, participants, settings)
     _check_columns(asked, scans, [table for table in (participants, more) if table], settings)
     levels_of = _columns_of_levels(settings)
     for name in asked:
@@ -246,11 +271,50 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
 # --- records ---
 
 
-def voting(names: Iterable[str]) -> list[str]:
-    """Those of the models that an ensemble of them is made of; a model without a card votes."""
+def _check_found(found: _Found, settings: Settings) -> None:
+    """Refuse models that no record knows, and a cohort without scans."""
+    absent = [name for name in settings.models if name not in found.seen]
+    if absent and found.seen:
+        raise UserError(
+            f"--models {' '.join(absent)}: no record holds an age by this model; the records hold "
+            f"those by {', '.join(sorted(found.seen))}, and by their ensemble where --models "
+            "names all that have a vote in it."
+        )
+    if not found.scans:
+        only = " of the participants and sessions that were named" if found.not_asked else ""
+        raise NothingToDo(
+            f"{settings.output_dir} holds no predictions{only} (in *_brainage.json); run the "
+            "participant level first."
+        )
+
+
+def _left_out(found: _Found, settings: Settings) -> list[Verdict]:
+    """Leave out an ensemble of models that were not named; tell of it and of lacking labels."""
+    said = []
+    if found.other_members:
+        found.leave_out_ensemble()
+        text = (
+            f"The ensemble is left out: {', '.join(sorted(found.other_members))} had a vote in it "
+            "and was not named by --models."
+        )
+        said.append(Verdict("ensemble_left_out", text, "note"))
+    recorded = {row["participant_id"] for row in found.scans}
+    labels = [f"sub-{label}" for label in settings.participant_label]
+    if lacking := [label for label in labels if label not in recorded]:
+        text = f"There is no prediction of {', '.join(lacking)}, named by --participant-label."
+        said.append(Verdict("label_without_record", text))
+    return said
+
+
+def voting(names: Iterable[str], without_vote: set[str]) -> list[str]:
+    """Those of the models that an ensemble of them is made of."""
     names = [name for name in names if name != "ensemble"]
-    carded = models.known()
-    return [n for n in names if n not in carded or models.card(n).in_ensemble] or names
+    return [name for name in names if name not in without_vote] or names
+
+
+def _without_vote() -> set[str]:
+    """The models whose cards give them no vote in the ensemble."""
+    return {name for name, card in models.known().items() if not card.in_ensemble}
 
 
 def _figures(values: Sequence[tuple[float, ...]], order: pd.Index) -> pd.DataFrame:
@@ -430,15 +494,19 @@ def _undated_verdict(scans: pd.DataFrame) -> list[Verdict]:
     return [Verdict("sessions_of_one_age", text)]
 
 
-def _unmatched(scans: pd.DataFrame, participants: Table | None) -> list[tuple[str, int]]:
+def _unmatched(
+    scans: pd.DataFrame, participants: Table | None, settings: Settings
+) -> list[tuple[str, int]]:
     if participants is None:
         return []
     recorded = set(scans["participant_id"])
+    labels = {f"sub-{label}" for label in settings.participant_label}
+    asked = participants.rows.keys() & labels if labels else participants.rows.keys()
     return [
         ("participants with records and no row in participants.tsv",
          len(recorded - participants.rows.keys())),
         ("participants in participants.tsv without a record",
-         len(participants.rows.keys() - recorded)),
+         len(asked - recorded)),
     ]  # fmt: skip
 
 

@@ -156,7 +156,11 @@ def population(settings: Settings, out: Derivatives) -> list[str]:
     methods = settings.importance_at("group")
     for name in ("regions.tsv", "importance_check.tsv"):
         out.remove_with_sidecar(out.group(name))
-    everybody = list(good_sources(out))
+    everybody = [
+        source
+        for source in good_sources(out)
+        if settings.asks_for(source.scan.participant_id, source.scan.session_id)
+    ]
     names = _models(settings, everybody)
     if not names:
         return [_said("No importance maps: no images of the participant level are there.")]

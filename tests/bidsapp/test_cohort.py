@@ -223,6 +223,60 @@ def test_a_phenotype_file_without_labels_is_named(make_record: Any, write_record
         cohort(settings)
 
 
+# --- what was asked for ---
+
+
+def test_participants_and_sessions_that_were_named(make_record: Any, write_records: Any) -> None:
+    records = [
+        make_record(f"sub-0{n}", session, age=30.0 + i)
+        for n in (1, 2, 3) for i, session in enumerate(("ses-a", "ses-b"))
+    ]  # fmt: skip
+    tables = people("participant_id", "sub-01", "sub-02", "sub-09")
+    settings = write_records(
+        records, tables, participant_label=("01", "sub-02", "09"), session_label=("b",)
+    )
+    found = cohort(settings)
+    assert found.scans[["participant_id", "session_id"]].to_numpy().tolist() == [
+        ["sub-01", "ses-b"], ["sub-02", "ses-b"],
+    ]  # fmt: skip
+    assert dict(found.counts)["records of others than were named"] == 4
+    assert dict(found.counts)["participants in participants.tsv without a record"] == 1
+    assert "no prediction of sub-09" in verdicts(found)["label_without_record"]
+    with pytest.raises(NothingToDo, match="no predictions of the participants and sessions"):
+        cohort(Settings(**vars(settings) | {"session_label": ("c",)}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        ((), ["a", "b", "volumes", "ensemble"]),
+        (("b", "a"), ["a", "b", "ensemble"]),
+        (("a", "b", "volumes"), ["a", "b", "volumes", "ensemble"]),
+        (("a", "volumes"), ["a", "volumes"]),
+    ],
+)
+def test_models_that_were_named(
+    asked: tuple[str, ...], kept: list[str], make_record: Any, write_records: Any
+) -> None:
+    ages = {"a": 30.0, "b": 34.0, "volumes": 40.0, "ensemble": 32.0}  # volumes has no vote
+    first = {"a": 30.0, "volumes": 40.0, "ensemble": 30.0}
+    records = [make_record("sub-01", ages=first), make_record("sub-02", ages=ages)]
+    found = cohort(write_records(records, models=asked, allow_mixed=True))
+    assert set(found.predictions) == set(kept)
+    left_out = "ensemble" not in kept
+    assert ("ensemble_left_out" in verdicts(found)) == left_out
+    if left_out:
+        assert "left out: b had a vote" in verdicts(found)["ensemble_left_out"]
+        assert "mixed_records" not in verdicts(found)
+    assert set(found.members) == (set() if left_out else {"a", "b"})
+
+
+def test_a_model_that_no_record_knows_is_named(make_record: Any, write_records: Any) -> None:
+    settings = write_records([make_record("sub-01")], models=("wssa", "linear"))
+    with pytest.raises(UserError, match="--models linear: no record .* those by wssa, and"):
+        cohort(settings)
+
+
 # --- the reference ---
 
 

@@ -383,7 +383,7 @@ def test_a_model_that_was_trained_on_the_data_set_is_told(
     card = SimpleNamespace(
         training={"datasets": {"study": 30}}, title="WSSA (2024)", in_ensemble=True
     )
-    monkeypatch.setattr(group.models, "known", lambda: ["wssa"])
+    monkeypatch.setattr(group.models, "known", lambda: {"wssa": card})
     monkeypatch.setattr(group.models, "card", lambda name: card)
     settings = write_records(make_records(20))
     group.run(settings)
