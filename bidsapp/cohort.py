@@ -137,6 +137,7 @@ class _Found:
     quality: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
     made_by: dict[str, Counter[str]] = field(default_factory=dict)
+    examples: dict[tuple[str, str], str] = field(default_factory=dict)
     without_prediction: int = 0
     withheld: int = 0
     not_asked: int = 0
@@ -170,10 +171,11 @@ class _Found:
             values = prediction | {"interval_low": low, "interval_high": high}
             figures = (_number(values.get(name)) for name in _FIGURES)
             self.figures.setdefault(model, []).append((len(self.scans), *figures))
-            self._count(f"weights of {model}", prediction.get("weights_sha256"))
-        self._count("version", (record.get("software") or {}).get("brainage"))
+            self._count(f"weights of {model}", prediction.get("weights_sha256"), record)
+        self._count("version", (record.get("software") or {}).get("brainage"), record)
         together = sorted(voting(predictions, self.without_vote))
-        self._count("models of the ensemble", "ensemble" in predictions and " + ".join(together))
+        of_ensemble = "ensemble" in predictions and " + ".join(together)
+        self._count("models of the ensemble", of_ensemble, record)
         named = (name for name in quality if name not in ("passed", "flags"))
         self.quality.append({name: _number(quality[name]) for name in named})
         self.scans.append(row)
@@ -195,9 +197,10 @@ class _Found:
         self.figures.pop("ensemble", None)
         self.made_by.pop("models of the ensemble", None)
 
-    def _count(self, what: str, value: Any) -> None:
+    def _count(self, what: str, value: Any, record: Mapping[str, Any]) -> None:
         if value:
             self.made_by.setdefault(what, Counter())[str(value)] += 1
+            self.examples.setdefault((what, str(value)), str(record.get("source") or "n/a"))
 
 
 def collect(out: Derivatives, settings: Settings) -> Cohort:
@@ -222,7 +225,7 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
         found.add(record, asked)
     _check_found(found, settings)
     verdicts = _left_out(found, settings)
-    verdicts += _mixed(found.made_by, settings.allow_mixed)
+    verdicts += _mixed(found, settings.allow_mixed)
     scans = pd.DataFrame(found.scans)
     counts = [("records with a prediction", len(scans))]
     counts += [("records without a prediction", found.without_prediction)]
@@ -323,13 +326,16 @@ def _figures(values: Sequence[tuple[float, ...]], order: pd.Index) -> pd.DataFra
     return table.set_index("row").reindex(order).reset_index(drop=True)
 
 
-def _mixed(made_by: Mapping[str, Counter[str]], allowed: bool) -> list[Verdict]:
+def _mixed(found: _Found, allowed: bool) -> list[Verdict]:
     """Refuse records that do not compare, or warn of them."""
     said = []
-    for what, seen in made_by.items():
+    for what, seen in found.made_by.items():
         if len(seen) > 1:
-            cases = ", ".join(f"{value[:12]} in {n} records" for value, n in seen.most_common())
-            said.append(f"{what}: {cases}")
+            counted = seen.most_common()
+            hashed = what.startswith("weights of ")
+            cases = (f"{value[:12] if hashed else value} in {n} records" for value, n in counted)
+            rare = found.examples[what, counted[-1][0]].removeprefix("bids:raw:")
+            said.append(f"{what}: {', '.join(cases)}, such as that of {rare}")
     if not said:
         return []
     text = f"the records were made in different ways ({'; '.join(said)})"

@@ -408,6 +408,20 @@ def test_other_weights_are_refused(make_record: Any, write_records: Any) -> None
         cohort(write_records(records))
 
 
+def test_mixed_records_are_named_in_full(make_record: Any, write_records: Any) -> None:
+    many, few = (
+        {"first": 30.0, "second": 31.0, "ensemble": 30.5},
+        {"first": 30.0, "ensemble": 30.0},
+    )
+    records = [make_record(f"sub-{n}", ages=few if n == 1 else many) for n in range(4)]
+    message = (
+        "first . second in 3 records, first in 1 records, such as that of "
+        "sub-1/anat/sub-1_T1w.nii.gz"
+    )
+    with pytest.raises(UserError, match=message):
+        cohort(write_records(records))
+
+
 def test_an_ensemble_of_one_is_not_tested_twice(make_record: Any, write_records: Any) -> None:
     assert cohort(write_records([make_record("sub-01")])).distinct_models == ["wssa"]
     several = {"a": 30.0, "b": 34.0, "ensemble": 32.0}
