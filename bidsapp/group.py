@@ -93,8 +93,11 @@ def run(settings: Settings) -> int:
         figures = report.write_group_figures(page, out)
         report.write_group(page, figures, out)
         if settings.importance_at("group"):
-            from bidsapp import explain_group  # brings in torch
+            import torch
 
+            from bidsapp import explain_group
+
+            torch.set_num_threads(settings.omp_nthreads)  # more change the last bits
             report.write_group(page, figures, out, explain_group.population(settings, out))
         people = cohort.scans["participant_id"].nunique()
         log.info("Group table: %s (%d participants)", out.group("brainage.tsv"), people)

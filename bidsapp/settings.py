@@ -91,7 +91,10 @@ class Settings:
         minimum=0,
     )
     omp_nthreads: int = option(
-        "threads per scan; results are bit-identical between runs with 1", 1, minimum=1
+        "threads per scan, and of the maps of the group level; results are bit-identical between "
+        "runs with 1",
+        1,
+        minimum=1,
     )
     mem_gb: float | None = option(
         "memory in GB that may be used: without --nprocs, a scan goes side by side for each 2 GB",

@@ -516,3 +516,20 @@ def test_a_dry_run_of_both_levels_needs_no_records(
     assert "holds no predictions yet" in capsys.readouterr().out
     with pytest.raises(NothingToDo):
         group.run(replace(settings, dry_run=True))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_maps_are_made_with_the_threads_that_were_asked_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from bidsapp import explain_group
+
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(explain_group, "population", lambda *_: seen.append("maps") or [])
+    write(settings, *people(12))
+    options = {"importance": ("noise",), "permutations": 0, "omp_nthreads": 3}
+    assert group.run(replace(settings, **options)) == 0
+    assert seen == [3, "maps"]
