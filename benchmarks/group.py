@@ -88,7 +88,12 @@ def simulate(folder: Path, participants: int, models: int, seed: int = 1) -> Non
         score = 30 - 0.3 * (own + GROUPS[group]) + random.normal(0, 3)
         known = age if number % 100 else "n/a"
         lines.append(f"{person}\t{known}\t{sex}\t{site}\t{group}\t{score}")
-        for session in ("ses-1", "ses-2")[: 2 if number % 10 == 0 else 1]:
+        sessions = ("ses-1", "ses-2")[: 2 if number % 10 == 0 else 1]
+        if len(sessions) > 1:  # a retest, of the same age
+            rows = "".join(f"{session}\t{known}\n" for session in sessions)
+            (bids / person).mkdir()
+            (bids / person / f"{person}_sessions.tsv").write_text(f"session_id\tage\n{rows}")
+        for session in sessions:
             gap = SLOPE * (age - 50) + 50 - age + own + GROUPS[group] + SITES[site]
             ages = age + gap + random.normal(0, 2, models) + random.normal(0, 1.5)
             record = _record(person, session, age, ages, number % 50 != 7, random)

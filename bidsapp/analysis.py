@@ -26,6 +26,8 @@ COMPARATORS = ("ventricles", "gray_matter")
 VOLUMES_MODEL = "volumes"
 """A model of volumes takes their place."""
 FEWEST_FOR_ACCURACY = 2
+MANY_MISSING = 1 / 3
+"""Share of people without a value above which a test with it gets a warning."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ def compare_gaps(
     tables += [table for each in results for table in _reference_means(each, plan)]
     tests = association.with_q(pd.concat(tables, ignore_index=True)) if tables else pd.DataFrame()
 
-    verdicts = list(_reference_verdicts(tests, main.model))
+    verdicts = [*_reference_verdicts(tests, main.model), *_missing(main.sample, settings)]
     ages = (main.correction.age_low, main.correction.age_high) if main.correction else None
     for column in dict.fromkeys([*(c.column for c in contrasts), *(["group"] * grouped)]):
         of_column = level if column == "group" else None
@@ -221,10 +223,9 @@ def _correct(
     earlier: Correction | None,
 ) -> Corrected | None:
     if earlier:
-        ages, gaps = earlier.apply(frame["age"], frame["predicted_age"], site)
-        verdicts = (*earlier.verdicts, *earlier.check(frame["age"], site))
-        fold = np.full(len(frame), -1)
-        return Corrected(earlier, ages, gaps, fold, earlier.extrapolated(frame["age"]), verdicts)
+        # A single site is no contrast here, but may be one of several of the earlier study.
+        known = frame["site"] if earlier.sites else None
+        return bias_correction.apply_to_all(earlier, frame["age"], frame["predicted_age"], known)
     if settings.bias_correction == "none":
         return None
     degrees = {"auto": None, "1": 1, "2": 2, "3": 3, "bic": "bic"}
@@ -278,6 +279,21 @@ def _reference_verdicts(tests: pd.DataFrame, main: str) -> Iterator[Verdict]:
         "reference of the same site, never with 0."
     )
     yield Verdict("reference_gap", text)
+
+
+def _missing(sample: pd.DataFrame, settings: Settings) -> Iterator[Verdict]:
+    """Warn of columns that many people lack, who are left out of the tests with them."""
+    people = sample["participant_id"].nunique()
+    for name in dict.fromkeys((*settings.covariates, *settings.phenotype_terms)):
+        if name not in sample:
+            continue
+        lacking = int(sample.groupby("participant_id")[name].first().isna().sum())
+        if lacking > MANY_MISSING * people:
+            text = (
+                f"{name} is not known for {lacking} of {people} participants, who are left out of "
+                "all tests with it: the others may be unlike them."
+            )
+            yield Verdict("many_missing", text)
 
 
 def _default_contrasts(

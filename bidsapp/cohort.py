@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+import models
 from bidsapp.demographics import COLUMNS, Remarks, Table, cells_of, is_missing
 from bidsapp.derivatives import Derivatives
 from bidsapp.errors import NothingToDo, UserError
@@ -48,6 +50,8 @@ WHO = ("age", "sex", "site", "group")
 VOLUMES = ("brain", "gray_matter", "ventricles")
 _FIGURES = ("predicted_age", "standard_deviation", "interval_low", "interval_high", "coverage")
 _OLDEST = 125.0
+_STRANGE = 0.2
+"""Share of a column's values up to which those that are no numbers are taken as missing."""
 _CONTROLS = {
     "control", "healthy control", "normal control", "healthy", "normal", "healthy volunteer",
     "healthy subject", "healthy participant", "healthy comparison", "cognitively normal",
@@ -66,8 +70,9 @@ class Cohort:
     scans
         One row per scan, in the order of participants and sessions: ``participant_id``,
         ``session_id``, ``source``, `WHO`, ``quality_passed`` (bool or None), ``quality_flags``,
-        the volumes as ``NAME_ml``, ``is_reference`` (also where left out), ``role``, and the
-        columns that were asked for. Ages in years.
+        the volumes as ``NAME_ml``, ``undated`` (a further session of the same age, which no table
+        gives for the session), ``is_reference`` (also where left out), ``role``, and the columns
+        that were asked for. Ages in years.
     predictions
         By model, with the rows of `scans`: predicted age, its standard deviation and interval
         (years), and coverage of the interval; NaN where a model has none.
@@ -105,6 +110,12 @@ class Cohort:
         return self.role(model).isin([REFERENCE, OTHER, REPEAT])
 
     @property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """Hashes of the weights of the models that the ensemble is made of, by model."""
+        names = voting(self.predictions, _without_vote()) if "ensemble" in self.predictions else []
+        return {name: self.weights.get(name, ()) for name in names}
+
+    @property
     def distinct_models(self) -> list[str]:
         """The models without an ensemble that repeats the only one."""
         names = list(self.predictions)
@@ -118,26 +129,37 @@ class Cohort:
 
 @dataclass
 class _Found:
-    """What the records say, filled one record at a time."""
+    """What the records say of what was asked for, filled one record at a time."""
 
+    settings: Settings
+    without_vote: set[str]
     scans: list[dict[str, Any]] = field(default_factory=list)
     quality: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
     made_by: dict[str, Counter[str]] = field(default_factory=dict)
+    examples: dict[tuple[str, str], str] = field(default_factory=dict)
     without_prediction: int = 0
     withheld: int = 0
+    not_asked: int = 0
+    seen: set[str] = field(default_factory=set)
+    other_members: set[str] = field(default_factory=set)
 
     def add(self, record: Mapping[str, Any], wanted: Sequence[str]) -> None:
-        predictions = record.get("predictions") or {}
+        participant, session = str(record.get("participant_id") or "n/a"), record.get("session_id")
+        if not self.settings.asks_for(participant, session):
+            self.not_asked += 1
+            return
+        everything = record.get("predictions") or {}
+        predictions = self._asked(everything)
         quality, volumes = record.get("quality") or {}, record.get("volumes_ml") or {}
         if not predictions:
-            withheld = quality.get("passed") is False
+            withheld = not everything and quality.get("passed") is False
             self.withheld += withheld
             self.without_prediction += not withheld
             return
         row = {name: record.get(name) for name in ("participant_id", "session_id", "source", *WHO)}
         row |= {
-            "participant_id": str(record.get("participant_id") or "n/a"),
+            "participant_id": participant,
             "quality_passed": quality.get("passed"),
             "quality_flags": ",".join(map(str, quality.get("flags") or ())),
         }
@@ -149,17 +171,36 @@ class _Found:
             values = prediction | {"interval_low": low, "interval_high": high}
             figures = (_number(values.get(name)) for name in _FIGURES)
             self.figures.setdefault(model, []).append((len(self.scans), *figures))
-            self._count(f"weights of {model}", prediction.get("weights_sha256"))
-        self._count("version", (record.get("software") or {}).get("brainage"))
-        together = sorted(name for name in predictions if name != "ensemble")
-        self._count("models of the ensemble", "ensemble" in predictions and " + ".join(together))
+            self._count(f"weights of {model}", prediction.get("weights_sha256"), record)
+        self._count("version", (record.get("software") or {}).get("brainage"), record)
+        together = sorted(voting(predictions, self.without_vote))
+        of_ensemble = "ensemble" in predictions and " + ".join(together)
+        self._count("models of the ensemble", of_ensemble, record)
         named = (name for name in quality if name not in ("passed", "flags"))
         self.quality.append({name: _number(quality[name]) for name in named})
         self.scans.append(row)
 
-    def _count(self, what: str, value: Any) -> None:
+    def _asked(self, predictions: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the models that were asked for, and of the ensemble if all its members were."""
+        self.seen |= predictions.keys() - {"ensemble"}
+        asked = self.settings.models
+        if not asked:
+            return dict(predictions)
+        kept = [name for name in predictions if name in asked and name != "ensemble"]
+        if "ensemble" in predictions:
+            self.other_members |= set(voting(predictions, self.without_vote)) - set(asked)
+            kept += [] if self.other_members else ["ensemble"]
+        return {name: predictions[name] for name in kept}
+
+    def leave_out_ensemble(self) -> None:
+        """Drop the ensemble of all records, as that of some has members that were not named."""
+        self.figures.pop("ensemble", None)
+        self.made_by.pop("models of the ensemble", None)
+
+    def _count(self, what: str, value: Any, record: Mapping[str, Any]) -> None:
         if value:
             self.made_by.setdefault(what, Counter())[str(value)] += 1
+            self.examples.setdefault((what, str(value)), str(record.get("source") or "n/a"))
 
 
 def collect(out: Derivatives, settings: Settings) -> Cohort:
@@ -179,30 +220,33 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
     asked = _asked_columns(settings)
     people = People(settings.bids_dir) if settings.bids_dir.is_dir() else None
     more = phenotype_table(settings.phenotype) if settings.phenotype else None
-    found = _Found()
+    found = _Found(settings, _without_vote())
     for record in out.records():
         found.add(record, asked)
-    if not found.scans:
-        raise NothingToDo(
-            f"{settings.output_dir} holds no predictions (in *_brainage.json); run the "
-            "participant level first."
-        )
-    verdicts = _mixed(found.made_by, settings.allow_mixed)
+    _check_found(found, settings)
+    verdicts = _left_out(found, settings)
+    verdicts += _mixed(found, settings.allow_mixed)
     scans = pd.DataFrame(found.scans)
     counts = [("records with a prediction", len(scans))]
     counts += [("records without a prediction", found.without_prediction)]
+    counts += [("records of others than were named", found.not_asked)]
     counts += [("failed quality, age withheld (--quality fail)", found.withheld)]
+    verdicts += _absent(scans, people, settings)
     if people or more:
         verdicts += _from_tables(scans, people, more, asked, settings)
     participants = people.participants if people else None
-    counts += _unmatched(scans, participants)
+    counts += _unmatched(scans, participants, settings)
     _check_columns(asked, scans, [table for table in (participants, more) if table], settings)
-    for name in ("age", *asked):
-        scans[name] = _typed(scans[name], number=name == "age")
-    scans["age"] = scans["age"].where(scans["age"].between(0, _OLDEST))
+    levels_of = _columns_of_levels(settings)
+    for name in asked:
+        scans[name], told = _typed(scans[name], name, words_count=name in levels_of)
+        verdicts += told
+    scans["age"] = _numbers(scans["age"]).where(lambda age: age.between(0, _OLDEST))
     # In the order of time within a person: the first scan is the one that counts.
     order = scans.sort_values(["participant_id", "age"], kind="stable").index
     scans = scans.loc[order].reset_index(drop=True)
+    scans["undated"] = _undated(scans, people, settings)
+    verdicts += _undated_verdict(scans)
     described = participants.descriptions if participants else {}
     is_reference, levels, reference, said = _reference(scans, settings.reference, described)
     scans["is_reference"] = is_reference
@@ -230,19 +274,68 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
 # --- records ---
 
 
+def _check_found(found: _Found, settings: Settings) -> None:
+    """Refuse models that no record knows, and a cohort without scans."""
+    absent = [name for name in settings.models if name not in found.seen]
+    if absent and found.seen:
+        raise UserError(
+            f"--models {' '.join(absent)}: no record holds an age by this model; the records hold "
+            f"those by {', '.join(sorted(found.seen))}, and by their ensemble where --models "
+            "names all that have a vote in it."
+        )
+    if not found.scans:
+        only = " of the participants and sessions that were named" if found.not_asked else ""
+        raise NothingToDo(
+            f"{settings.output_dir} holds no predictions{only} (in *_brainage.json); run the "
+            "participant level first."
+        )
+
+
+def _left_out(found: _Found, settings: Settings) -> list[Verdict]:
+    """Leave out an ensemble of models that were not named; tell of it and of lacking labels."""
+    said = []
+    if found.other_members:
+        found.leave_out_ensemble()
+        text = (
+            f"The ensemble is left out: {', '.join(sorted(found.other_members))} had a vote in it "
+            "and was not named by --models."
+        )
+        said.append(Verdict("ensemble_left_out", text, "note"))
+    recorded = {row["participant_id"] for row in found.scans}
+    labels = [f"sub-{label}" for label in settings.participant_label]
+    if lacking := [label for label in labels if label not in recorded]:
+        text = f"There is no prediction of {', '.join(lacking)}, named by --participant-label."
+        said.append(Verdict("label_without_record", text))
+    return said
+
+
+def voting(names: Iterable[str], without_vote: set[str]) -> list[str]:
+    """Those of the models that an ensemble of them is made of."""
+    names = [name for name in names if name != "ensemble"]
+    return [name for name in names if name not in without_vote] or names
+
+
+def _without_vote() -> set[str]:
+    """The models whose cards give them no vote in the ensemble."""
+    return {name for name, card in models.known().items() if not card.in_ensemble}
+
+
 def _figures(values: Sequence[tuple[float, ...]], order: pd.Index) -> pd.DataFrame:
     """Figures of one model with a row for every scan."""
     table = pd.DataFrame(values, columns=["row", *_FIGURES]).astype({"row": int})
     return table.set_index("row").reindex(order).reset_index(drop=True)
 
 
-def _mixed(made_by: Mapping[str, Counter[str]], allowed: bool) -> list[Verdict]:
+def _mixed(found: _Found, allowed: bool) -> list[Verdict]:
     """Refuse records that do not compare, or warn of them."""
     said = []
-    for what, seen in made_by.items():
+    for what, seen in found.made_by.items():
         if len(seen) > 1:
-            cases = ", ".join(f"{value[:12]} in {n} records" for value, n in seen.most_common())
-            said.append(f"{what}: {cases}")
+            counted = seen.most_common()
+            hashed = what.startswith("weights of ")
+            cases = (f"{value[:12] if hashed else value} in {n} records" for value, n in counted)
+            rare = found.examples[what, counted[-1][0]].removeprefix("bids:raw:")
+            said.append(f"{what}: {', '.join(cases)}, such as that of {rare}")
     if not said:
         return []
     text = f"the records were made in different ways ({'; '.join(said)})"
@@ -271,6 +364,13 @@ def _asked_columns(settings: Settings) -> list[str]:
     named += _column_and_value(settings.reference)[:1] if settings.reference else []
     names = dict.fromkeys(name.strip() for name in named)
     return [name for name in names if name and name.lower() not in WHO]
+
+
+def _columns_of_levels(settings: Settings) -> set[str]:
+    """Columns whose values the options name, so that a word among numbers may be one."""
+    named = [text.partition(":")[0] for text in settings.contrast]
+    named += [settings.reference.partition("=")[0]] if settings.reference else []
+    return {name.strip() for name in named}
 
 
 def _column_and_value(asked: str) -> list[str]:
@@ -331,6 +431,30 @@ def _from_tables(
     return verdicts
 
 
+def _absent(scans: pd.DataFrame, people: People | None, settings: Settings) -> list[Verdict]:
+    """Tell where the tables, or scans of the records, are not in the data set."""
+    root, said = settings.bids_dir, []
+    if people is None or people.participants is None:
+        lacks = "is not a folder" if people is None else "has no participants.tsv"
+        text = (
+            f"{root} {lacks}: ages, sexes, sites and groups that no other table gives are those "
+            "of the records, as they were at the participant level."
+        )
+        said.append(Verdict("tables_not_found", text))
+    if (root / "dataset_description.json").is_file():
+        raw = scans["source"].astype(str)
+        paths = raw[raw.str.startswith("bids:raw:")].str.removeprefix("bids:raw:")
+        gone = [path for path in paths if not os.path.lexists(root / path)]
+        if gone:
+            text = (
+                f"{len(gone)} of {len(scans)} records are of scans that {root} lacks, such as "
+                f"{gone[0]}; they are analysed all the same. Delete the records of scans that "
+                "were withdrawn."
+            )
+            said.append(Verdict("scans_not_found", text))
+    return said
+
+
 def _scan(row: Mapping[str, Any], settings: Settings) -> Scan:
     """The scan of a record, as far as tables can know it."""
     source, session = _text(row["source"]), _text(row["session_id"])
@@ -340,15 +464,55 @@ def _scan(row: Mapping[str, Any], settings: Settings) -> Scan:
     return Scan(place, source, row["participant_id"], session or None, stem, Demographics())
 
 
-def _unmatched(scans: pd.DataFrame, participants: Table | None) -> list[tuple[str, int]]:
+def _undated(scans: pd.DataFrame, people: People | None, settings: Settings) -> pd.Series:
+    """Scans of further sessions of the same age, unless tables give these ages by session.
+
+    Ages of participants.tsv are the same at every session, however many years lie between them.
+    """
+    undated = pd.Series(False, index=scans.index)
+    same = ["participant_id", "age"]
+    repeated = scans[scans["age"].notna() & scans.duplicated(same, keep=False)]
+    for _, rows in repeated.groupby(same):
+        session = rows["session_id"].fillna("")
+        further = session != session.iloc[0]
+        if further.any() and not _told_by_session(rows, people, settings):
+            undated[rows.index] = further
+    return undated
+
+
+def _told_by_session(rows: pd.DataFrame, people: People | None, settings: Settings) -> bool:
+    if people is None:
+        return False
+    return all(
+        people.tells_age_of_session(_scan(row, settings)) for row in rows.to_dict("records")
+    )
+
+
+def _undated_verdict(scans: pd.DataFrame) -> list[Verdict]:
+    people = scans.loc[scans["undated"], "participant_id"].nunique()
+    if not people:
+        return []
+    text = (
+        f"{people} people have several sessions of one and the same age, which no table gives for "
+        "the session: their order is that of their names, and they are not taken as retests. Give "
+        "the age at each session in sub-*_sessions.tsv."
+    )
+    return [Verdict("sessions_of_one_age", text)]
+
+
+def _unmatched(
+    scans: pd.DataFrame, participants: Table | None, settings: Settings
+) -> list[tuple[str, int]]:
     if participants is None:
         return []
     recorded = set(scans["participant_id"])
+    labels = {f"sub-{label}" for label in settings.participant_label}
+    asked = participants.rows.keys() & labels if labels else participants.rows.keys()
     return [
         ("participants with records and no row in participants.tsv",
          len(recorded - participants.rows.keys())),
         ("participants in participants.tsv without a record",
-         len(participants.rows.keys() - recorded)),
+         len(asked - recorded)),
     ]  # fmt: skip
 
 
@@ -378,14 +542,42 @@ def _known(value: Any) -> bool:
     return not (isinstance(value, str) and is_missing(value.strip()))
 
 
-def _typed(column: pd.Series, number: bool = False) -> pd.Series:
-    """Numbers where all that is known is a number, words elsewhere."""
+def _numbers(column: pd.Series) -> pd.Series:
+    """Finite numbers; NaN elsewhere."""
+    numbers = pd.to_numeric(column.where(column.map(_known), None), errors="coerce")
+    return numbers.where(np.isfinite(numbers)).astype(float)
+
+
+def _typed(column: pd.Series, name: str, words_count: bool) -> tuple[pd.Series, list[Verdict]]:
+    """Numbers where all that is known is a number, or most is and words do not count; else words.
+
+    A comma before digits is a decimal comma where that makes all, or most, a number.
+    """
     known = column.where(column.map(_known), None)
-    numbers = pd.to_numeric(known, errors="coerce")
-    numbers = numbers.where(np.isfinite(numbers)).astype(float)
-    if number or numbers.notna().sum() == known.notna().sum():
-        return numbers
-    return known.map(str, na_action="ignore")
+    pointed = known.map(_with_point, na_action="ignore")
+    numbers = _numbers(pointed)
+    commas = int((known.notna() & (pointed != known)).sum())
+    strange = known[known.notna() & numbers.isna()]
+    total = int(known.notna().sum())
+    if (words_count and len(strange)) or len(strange) > _STRANGE * total:
+        return known.map(str, na_action="ignore"), []
+    said = []
+    if commas:
+        text = f"{name} has a decimal comma in {commas} of {total} values; it is read as a point."
+        said.append(Verdict("decimal_comma", text, "note"))
+    if len(strange):
+        shown = ", ".join(f"'{value}'" for value in strange.astype(str).unique()[:8])
+        text = (
+            f"{name} has {len(strange)} of {total} values that are no numbers, as the others are; "
+            f"they are taken as missing: {shown}."
+        )
+        said.append(Verdict("no_number", text))
+    return numbers, said
+
+
+def _with_point(value: Any) -> Any:
+    comma = isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d*,\d+\s*", value)
+    return value.replace(",", ".") if comma else value
 
 
 # --- roles ---

@@ -155,7 +155,11 @@ def population(settings: Settings, out: Derivatives) -> list[str]:
         An atlas or a noise model that the user named cannot be used.
     """
     methods = settings.importance_at("group")
-    everybody = list(good_sources(out))
+    everybody = [
+        source
+        for source in good_sources(out)
+        if settings.asks_for(source.scan.participant_id, source.scan.session_id)
+    ]
     names = _models(settings, everybody)
     if not names:
         return [_said("No importance maps: no scan of good quality has images there.")]

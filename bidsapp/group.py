@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from bidsapp.analysis import (
 )
 from bidsapp.cohort import Cohort, collect
 from bidsapp.derivatives import NAME, Derivatives, new_run_id
-from bidsapp.errors import UserError
+from bidsapp.errors import NothingToDo, UserError
 from bidsapp.preprocessing import atlas
 from bidsapp.reporting.group_methods import Account
 from bidsapp.reporting.group_page import Results
@@ -53,14 +54,22 @@ def run(settings: Settings) -> int:
     """
     out = Derivatives(settings.output_dir, settings.bids_dir, settings.template)
     if settings.reports_only:
-        with logs.to_console_and_file(out.log_dir(new_run_id()) / "log.txt", settings.log_level):
-            report.rewrite_group(out)
+        return _write_report(out, settings)
+    try:
+        cohort = collect(out, settings)
+    except NothingToDo:
+        if not (settings.dry_run and "participant" in settings.analysis_level):
+            raise
+        print(f"group: {settings.output_dir} holds no predictions yet")
         return 0
-    cohort = collect(out, settings)
     earlier = _earlier_corrections(cohort, settings)
     contrasts = _contrasts(cohort, settings)
-    with logs.to_console_and_file(out.log_dir(new_run_id()) / "log.txt", settings.log_level):
-        for warning in out.prepare():
+    if settings.dry_run:
+        _tell(cohort, out, settings)
+        return 0
+    warnings = out.prepare()
+    with _logged(out, settings):
+        for warning in warnings:
             log.warning("%s", warning)
         _say(cohort.counts, cohort.verdicts)
         results = {
@@ -82,21 +91,64 @@ def run(settings: Settings) -> int:
         }
         verdicts = [*cohort.verdicts, *findings]
         if settings.importance_at("group"):
-            atlas.lacking(
-                settings.atlas
-            )  # one that was named and cannot be had stops the run here
+            # one that was named and cannot be had stops the run before anything is removed
+            atlas.lacking(settings.atlas)
         out.remove_group_importance()
         _write(out, results, tables, _corrections(results, verdicts, cohort, settings))
         page = _page(distinct, tables, repeats, verdicts, cohort, settings)
         figures = report.write_group_figures(page, out)
         report.write_group(page, figures, out)
         if settings.importance_at("group"):
-            from bidsapp import explain_group  # brings in torch
-
-            report.write_group(page, figures, out, explain_group.population(settings, out))
+            report.write_group(page, figures, out, _population_maps(settings, out))
         people = cohort.scans["participant_id"].nunique()
         log.info("Group table: %s (%d participants)", out.group("brainage.tsv"), people)
     return 0
+
+
+def _population_maps(settings: Settings, out: Derivatives) -> list[dict[str, Any]]:
+    """Sections of the page on importance maps of the cohort, which are made here."""
+    import torch
+
+    from bidsapp import explain_group
+
+    torch.set_num_threads(settings.omp_nthreads)  # more change the last bits
+    return explain_group.population(settings, out)
+
+
+@contextmanager
+def _logged(out: Derivatives, settings: Settings) -> Iterator[None]:
+    """Keep the settings and the messages of the run."""
+    folder = out.log_dir(new_run_id())
+    out.write_text(folder / "settings.toml", settings.to_toml())
+    with logs.to_console_and_file(folder / "log.txt", settings.log_level):
+        yield
+
+
+def _write_report(out: Derivatives, settings: Settings) -> int:
+    """Write the page again from what an earlier run has left."""
+    if settings.dry_run:
+        out.read_group_page_content()
+        print(f"group: -> {out.group_report}")
+        return 0
+    with _logged(out, settings):
+        report.rewrite_group(out)
+    return 0
+
+
+def _tell(cohort: Cohort, out: Derivatives, settings: Settings) -> None:
+    """Print what would be analysed, what there is to know about it, and where it would go."""
+    people = cohort.scans["participant_id"].nunique()
+    models = ", ".join(cohort.distinct_models)
+    print(f"group: {len(cohort.scans)} scans of {people} participants; models: {models}")
+    for words, number in cohort.counts:
+        print(f"group: {words}: {number}")
+    for verdict in cohort.verdicts:
+        print(f"group: {verdict.severity}: {verdict.text}")
+    tables = (out.group(f"{name}.tsv") for name in ("brainage", *group_tables.OF))
+    for path in (out.group_report, *tables, out.group("bias_correction.json")):
+        print(f"group: -> {path}{' (is there)' if path.exists() else ''}")
+    if methods := settings.importance_at("group"):
+        print(f"group: -> importance maps by {', '.join(methods)}")
 
 
 def _earlier_corrections(cohort: Cohort, settings: Settings) -> dict[str, Correction]:
@@ -123,7 +175,24 @@ def _earlier_corrections(cohort: Cohort, settings: Settings) -> dict[str, Correc
                 f"{flag} was fitted on other weights of {model} than those that made these "
                 "records; fit it again, or apply it all the same with --allow-mixed."
             )
+    if "ensemble" in cohort.distinct_models:
+        known = there["ensemble"].get("members") or {}
+        if not _same_members(cohort.members, known) and not settings.allow_mixed:
+            raise UserError(
+                f"{flag} was not fitted on an ensemble of {', '.join(cohort.members)} with the "
+                "weights that made these records; fit it again, or apply it all the same with "
+                "--allow-mixed."
+            )
+    elif "ensemble" in cohort.predictions:  # it repeats the only model
+        found["ensemble"] = found[cohort.distinct_models[0]]
     return found
+
+
+def _same_members(here: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[str]]) -> bool:
+    """Whether an ensemble is of the known models, with no weights that are not known."""
+    return here.keys() == known.keys() and all(
+        set(here[name]) <= set(known[name]) for name in here
+    )
 
 
 def _contrasts(cohort: Cohort, settings: Settings) -> tuple[Contrast, ...]:
@@ -266,6 +335,7 @@ def _corrections(
         "models": {
             model: {
                 "weights_sha256": list(cohort.weights.get(model, ())),
+                "members": cohort.members if model == "ensemble" else None,
                 "correction": result.correction.to_json() if result.correction else None,
                 "correction_from": str(settings.bias_correction_from or "") or None,
                 "site_effects": result.site_effects,

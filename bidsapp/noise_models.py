@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import models
 from bidsapp.derivatives import Derivatives
 from bidsapp.explain import NOISE_WEIGHTS
@@ -76,6 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not isinstance(models.card(name).contract, InputContract):
             parser.error(f"{name} sees no image, so that no noise can be added to it; name"
                          f" {', '.join(with_images())}.")  # fmt: skip
+    torch.set_num_threads(1)  # as at the group level; more change the last bits
     folders = [Derivatives(folder, folder, TEMPLATE) for folder in options.results]
     for name in options.models:
         fitted = fit(name, folders, options.scans)

@@ -54,12 +54,14 @@ class Settings:
     )
 
     participant_label: tuple[str, ...] = option(
-        "participants to process, with or without 'sub-'; '@list.txt' reads labels from a file; "
-        "all when not given",
+        "participants to process, or to analyse at the group level, with or without 'sub-'; "
+        "'@list.txt' reads labels from a file; all when not given",
         (),
     )
     session_label: tuple[str, ...] = option(
-        "sessions to process, with or without 'ses-'; all when not given", ()
+        "sessions to process, or to analyse at the group level, with or without 'ses-'; all when "
+        "not given",
+        (),
     )
     bids_filter_file: Path | None = option(
         "JSON file with PyBIDS filters for the key 't1w', as in fMRIPrep: null means 'absent', "
@@ -89,7 +91,10 @@ class Settings:
         minimum=0,
     )
     omp_nthreads: int = option(
-        "threads per scan; results are bit-identical between runs with 1", 1, minimum=1
+        "threads per scan, and of the maps of the group level; results are bit-identical between "
+        "runs with 1",
+        1,
+        minimum=1,
     )
     mem_gb: float | None = option(
         "memory in GB that may be used: without --nprocs, a scan goes side by side for each 2 GB",
@@ -104,8 +109,9 @@ class Settings:
     )
 
     models: tuple[str, ...] = option(
-        "brain-age models to run; by default all whose weights are part of this software or were "
-        "fetched (python -m models fetch)",
+        "brain-age models to run, or whose ages the group level analyses; by default all whose "
+        "weights are part of this software or were fetched (python -m models fetch), and at the "
+        "group level all that the records hold",
         (),
     )
     model_file: tuple[str, ...] = option(
@@ -225,7 +231,9 @@ class Settings:
     reports_only: bool = option("only write the reports again, from existing outputs", False)
     stop_on_first_crash: bool = option("stop at the first scan that fails", False)
     dry_run: bool = option(
-        "list what would be processed, and which scans have a record already; write nothing", False
+        "list what would be processed, and which scans have a record already; at the group level, "
+        "who would be analysed and what there is to know about it; write nothing",
+        False,
     )
     random_seed: int = option("seed of everything random", 1, minimum=0)
     verbose: int = option("say more; repeat for more still", 0, minimum=0)
@@ -279,6 +287,14 @@ class Settings:
         default = {"group": ("noise",)}.get(level, ())
         named = (name for name in self.importance if name != "auto")
         return tuple(dict.fromkeys((*(default if "auto" in self.importance else ()), *named)))
+
+    def asks_for(self, participant_id: str, session_id: str | None) -> bool:
+        """Whether a scan is of the participants and sessions that were named, if any were."""
+        participant = participant_id.removeprefix("sub-")
+        session = (session_id or "").removeprefix("ses-")
+        return (not self.participant_label or participant in self.participant_label) and (
+            not self.session_label or session in self.session_label
+        )
 
     @property
     def model_paths(self) -> dict[str, Path]:

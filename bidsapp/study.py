@@ -319,6 +319,15 @@ class People:
         """Return what the tables say about a scan in these columns (lower case)."""
         return cells_of(self._lookups(scan), columns, scan.session_id, self.remarks)
 
+    def tells_age_of_session(self, scan: Scan) -> bool:
+        """Whether an age is given for the scan or its session, and not for the person alone."""
+        own = [
+            (table, key)
+            for table, key in self._lookups(scan)
+            if table is not self.participants or "session_id" in table.columns
+        ]
+        return demographics(own, scan.session_id, Remarks()).age is not None
+
     def _lookups(self, scan: Scan) -> list[tuple[Table, str]]:
         """Return the tables that know a scan, the most specific first, and its key in each."""
         participant, session = scan.participant_id, scan.session_id

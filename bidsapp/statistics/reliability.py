@@ -202,7 +202,8 @@ def reliability(frame: pd.DataFrame, within_years: float = RETEST_YEARS) -> Reli
     ----------
     frame
         One row per scan in the order of time: ``participant_id``, ``age``, ``predicted_age`` and
-        ``brain_age_gap``, in years.
+        ``brain_age_gap``, in years; ``undated`` (bool) where it is known: scans of whose time
+        nothing is known, which are not used.
     within_years
         Scans later than that after the person's first one are no retest and not used; a scan
         without age counts as one.
@@ -212,6 +213,8 @@ def reliability(frame: pd.DataFrame, within_years: float = RETEST_YEARS) -> Reli
     Unbalanced numbers of scans: the first k scans of everybody who has k, with the k that leaves
     the most degrees of freedom for the error, (n_k - 1)(k - 1); so the F intervals stay exact.
     """
+    if "undated" in frame:
+        frame = frame[~frame["undated"]]
     after = frame["age"] - frame.groupby("participant_id")["age"].transform("min")
     retests = frame[~(after > within_years)]
     rows, plots, left_out = [], {}, 0

@@ -79,13 +79,14 @@ def make_records() -> MakeRecords:
             group = "AD" if number % 3 == 0 else "control"
             brain = random.normal(1250, 80)
             own = random.normal(0, noise) + effect * (group == "AD")
-            for session in sessions:
+            for nth, session in enumerate(sessions):
                 gap = (slope - 1) * (age - 50) + own + random.normal(0, 0.3 * noise)
                 ages = {model: age + gap + random.normal(0, 0.5) for model in models}
                 ages["ensemble"] = float(np.mean(list(ages.values())))
                 records.append(_record(
                     f"sub-{number:03d}", session, ages,
-                    age=age, group=group, sex="FM"[number % 2], site=sites[number % len(sites)],
+                    age=round(age + 0.1 * nth, 2), group=group, sex="FM"[number % 2],
+                    site=sites[number % len(sites)],
                     volumes_ml={
                         "brain": brain,
                         "gray_matter": 0.5 * brain - age + random.normal(0, 20),

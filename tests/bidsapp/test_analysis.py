@@ -111,6 +111,20 @@ def test_sites_are_corrected_apart(make_records: Any, write_records: Any) -> Non
     assert set(result.correction.sites) == {"Köln", "Ulm"}  # type: ignore[union-attr]
 
 
+def test_an_earlier_correction_knows_the_only_site(make_records: Any, write_records: Any) -> None:
+    records = make_records(150, effect=0, sites=("Köln", "Ulm"))
+    for record in records:
+        record["predictions"]["wssa"]["predicted_age"] += 16 * (record["site"] == "Ulm")
+    settings = write_records(records)
+    earlier = analysed(settings).correction
+    for path in settings.output_dir.glob("sub-*/anat/*.json"):
+        path.unlink()
+    cohort = collected(write_records([each for each in records if each["site"] == "Ulm"]))
+    result = analyse_model("wssa", cohort, settings, earlier)
+    assert result.frame["corrected_gap"].mean() == pytest.approx(0, abs=1)
+    assert "site_unseen" not in names(result)
+
+
 def test_harmonisation_equals_spread(make_records: Any, write_records: Any) -> None:
     records = make_records(200, slope=1.0, sites=("Köln", "Ulm"))
     for record in records:
@@ -216,6 +230,20 @@ def test_contrasts_and_phenotypes_that_were_asked_for(
     assert ("remission", "odds ratio per SD") in of_model.index
     assert ("sex", "difference") in of_model.index
     assert "group" not in tests["term"].tolist()
+
+
+@pytest.mark.parametrize(("known", "told"), [(59, True), (61, False)])
+def test_a_column_that_many_lack_is_told(
+    known: int, told: bool, make_records: Any, write_records: Any
+) -> None:
+    records = make_records(90)
+    lines = [f"{each['participant_id']}\t{n % 7}" for n, each in enumerate(records[:known])]
+    table = "\n".join(["participant_id\tIQ", *lines])
+    settings = write_records(records, {"participants.tsv": table}, covariates=("IQ",))
+    _, verdicts = compared(settings)
+    assert ("many_missing" in verdicts) == told
+    if told:
+        assert "IQ is not known for 31 of 90 participants" in verdicts["many_missing"]
 
 
 def test_a_person_counts_once(make_records: Any, write_records: Any) -> None:

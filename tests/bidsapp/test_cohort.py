@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,41 @@ def test_scans_of_a_person_are_in_the_order_of_age(make_record: Any, write_recor
     assert list(found.scans["role"]) == ["reference", "repeat"]
 
 
+SESSIONS = "session_id\tage\nses-a\t44\nses-b\t44\n"
+
+
+@pytest.mark.parametrize(
+    ("tables", "undated"),
+    [
+        ({}, [False, True]),
+        (people("participant_id age", "sub-1 44"), [False, True]),
+        ({"sub-1/sub-1_sessions.tsv": SESSIONS}, [False, False]),
+        ({"sub-1/sub-1_sessions.tsv": SESSIONS.replace("ses-b\t44", "ses-b\tn/a")}, [False, True]),
+        ({"sub-1/sub-1_sessions.tsv": SESSIONS.replace("ses-b\t44", "ses-b\t46")}, [False] * 2),
+        (people("participant_id session_id age", "sub-1 a 44", "sub-1 b 44"), [False, False]),
+    ],
+    ids=["record", "person", "session", "one session", "other ages", "row per session"],
+)
+def test_sessions_of_one_age_are_told(
+    tables: dict[str, str], undated: list[bool], make_record: Any, write_records: Any
+) -> None:
+    records = [make_record("sub-1", session, age=44.0) for session in ("ses-a", "ses-b")]
+    found = cohort(write_records(records, tables))
+    assert found.scans["undated"].tolist() == undated
+    assert ("sessions_of_one_age" in verdicts(found)) == any(undated)
+    if any(undated):
+        assert "1 people have several sessions" in verdicts(found)["sessions_of_one_age"]
+
+
+def test_runs_of_a_session_are_retests(make_record: Any, write_records: Any) -> None:
+    runs = [
+        make_record("sub-1", "ses-a", source=f"bids:raw:anat/sub-1_run-{n}_T1w.nii.gz")
+        for n in (1, 2)
+    ]
+    found = cohort(write_records(runs))
+    assert len(found.scans) == 2 and not found.scans["undated"].any()
+
+
 def test_tables_of_today_win_and_changes_are_told(make_record: Any, write_records: Any) -> None:
     records = [make_record("sub-01", age=30.0), make_record("sub-02", site="Ulm", sex=None)]
     tables = people("participant_id age gender group", "sub-01 41 F AD", "sub-02 n/a M n/a",
@@ -74,6 +110,39 @@ def test_labels_without_a_row_are_counted(make_record: Any, write_records: Any) 
     assert counts["participants in participants.tsv without a record"] == 1
 
 
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({}, "study is not a folder: ages"),
+        ({"README": ""}, "study has no participants.tsv: ages"),
+        (people("participant_id age", "sub-01 41"), None),
+    ],
+)
+def test_tables_that_are_not_there_are_told(
+    tables: dict[str, str], said: str | None, make_record: Any, write_records: Any
+) -> None:
+    found = verdicts(cohort(write_records([make_record("sub-01")], tables)))
+    assert said is None or said in found["tables_not_found"]
+    assert ("tables_not_found" in found) == bool(said)
+    assert "scans_not_found" not in found  # there is no description: it is no data set
+
+
+def test_scans_that_are_not_there_are_told(make_record: Any, write_records: Any) -> None:
+    records = [
+        make_record("sub-01"),
+        make_record("sub-02"),
+        make_record("sub-03", source="x/sub-03_T1w.nii.gz"),
+    ]
+    scan = "sub-01/anat/sub-01_T1w.nii.gz"
+    settings = write_records(records, {"dataset_description.json": "{}", scan: ""})
+    said = verdicts(cohort(settings))["scans_not_found"]
+    assert "1 of 3 records" in said and "such as sub-02/anat/sub-02_T1w.nii.gz;" in said
+    link = settings.bids_dir / "sub-02/anat/sub-02_T1w.nii.gz"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("content that was not fetched")
+    assert "scans_not_found" not in verdicts(cohort(settings))
+
+
 def test_columns_come_from_all_tables(make_record: Any, write_records: Any) -> None:
     records = [make_record("sub-01", s, age=30.0 + i) for i, s in enumerate(("ses-a", "ses-b"))]
     tables = people("participant_id BMI hand", "sub-01 21.5 right") | {
@@ -90,6 +159,44 @@ def test_columns_come_from_all_tables(make_record: Any, write_records: Any) -> N
     assert scans["brain_ml"].tolist() == [1200, 1200]
     assert np.isnan(scans["MMSE"][0]) and scans["MMSE"][1] == 28
     assert scans["hand"].tolist() == ["right", "right"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "values", "said"),
+    [
+        (["1,5", "2", ",5", "n/a", "1e1"], [1.5, 2, 0.5, np.nan, 10], "a decimal comma in 2 of 4"),
+        (
+            ["1,5", "2", "3", "4", "late"],
+            [1.5, 2, 3, 4, np.nan],
+            "1 of 5 values .*missing: 'late'",
+        ),
+        (["1", "2", "3", "late", "late"], ["1", "2", "3", "late", "late"], None),
+        (["1", "2", "3", "4", "5"], [1, 2, 3, 4, 5], None),
+        (["1,5,2", "2", "3", "4", "n/a"], ["1,5,2", "2", "3", "4", None], None),
+    ],
+)
+def test_numbers_of_all_spellings(
+    cells: list[str], values: list[Any], said: str | None, make_record: Any, write_records: Any
+) -> None:
+    records = [make_record(f"sub-{n}") for n in range(5)]
+    rows = [f"sub-{n} {cell}" for n, cell in enumerate(cells)]
+    tables = people("participant_id dose", *rows)
+    found = cohort(write_records(records, tables, phenotype_terms=("dose",)))
+    told = " ".join(verdicts(found).get(name, "") for name in ("decimal_comma", "no_number"))
+    assert re.search(f"^dose has .*{said}" if said else r"^\s*$", told.strip())
+    if isinstance(values[0], str):
+        assert [v if isinstance(v, str) else None for v in found.scans["dose"]] == values
+    else:
+        assert found.scans["dose"].tolist() == pytest.approx(values, nan_ok=True)
+
+
+def test_a_word_that_means_the_reference_stays(make_record: Any, write_records: Any) -> None:
+    rows = [f"sub-{n} {n or 'well'}" for n in range(8)]
+    settings = write_records(
+        [make_record(f"sub-{n}") for n in range(8)], people("participant_id stage", *rows),
+        covariates=("stage",), reference="stage=well",
+    )  # fmt: skip
+    assert list(roles(cohort(settings)).values()).count("reference") == 1
 
 
 def test_a_phenotype_file_needs_no_data_set(make_record: Any, write_records: Any) -> None:
@@ -113,6 +220,60 @@ def test_a_phenotype_file_without_labels_is_named(make_record: Any, write_record
     settings = write_records([make_record("sub-01")], {"p.tsv": "subject\tIQ\n01\t100\n"})
     settings = Settings(**vars(settings) | {"phenotype": settings.bids_dir / "p.tsv"})
     with pytest.raises(UserError, match="p.tsv has no column participant_id"):
+        cohort(settings)
+
+
+# --- what was asked for ---
+
+
+def test_participants_and_sessions_that_were_named(make_record: Any, write_records: Any) -> None:
+    records = [
+        make_record(f"sub-0{n}", session, age=30.0 + i)
+        for n in (1, 2, 3) for i, session in enumerate(("ses-a", "ses-b"))
+    ]  # fmt: skip
+    tables = people("participant_id", "sub-01", "sub-02", "sub-09")
+    settings = write_records(
+        records, tables, participant_label=("01", "sub-02", "09"), session_label=("b",)
+    )
+    found = cohort(settings)
+    assert found.scans[["participant_id", "session_id"]].to_numpy().tolist() == [
+        ["sub-01", "ses-b"], ["sub-02", "ses-b"],
+    ]  # fmt: skip
+    assert dict(found.counts)["records of others than were named"] == 4
+    assert dict(found.counts)["participants in participants.tsv without a record"] == 1
+    assert "no prediction of sub-09" in verdicts(found)["label_without_record"]
+    with pytest.raises(NothingToDo, match="no predictions of the participants and sessions"):
+        cohort(Settings(**vars(settings) | {"session_label": ("c",)}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        ((), ["a", "b", "volumes", "ensemble"]),
+        (("b", "a"), ["a", "b", "ensemble"]),
+        (("a", "b", "volumes"), ["a", "b", "volumes", "ensemble"]),
+        (("a", "volumes"), ["a", "volumes"]),
+    ],
+)
+def test_models_that_were_named(
+    asked: tuple[str, ...], kept: list[str], make_record: Any, write_records: Any
+) -> None:
+    ages = {"a": 30.0, "b": 34.0, "volumes": 40.0, "ensemble": 32.0}  # volumes has no vote
+    first = {"a": 30.0, "volumes": 40.0, "ensemble": 30.0}
+    records = [make_record("sub-01", ages=first), make_record("sub-02", ages=ages)]
+    found = cohort(write_records(records, models=asked, allow_mixed=True))
+    assert set(found.predictions) == set(kept)
+    left_out = "ensemble" not in kept
+    assert ("ensemble_left_out" in verdicts(found)) == left_out
+    if left_out:
+        assert "left out: b had a vote" in verdicts(found)["ensemble_left_out"]
+        assert "mixed_records" not in verdicts(found)
+    assert set(found.members) == (set() if left_out else {"a", "b"})
+
+
+def test_a_model_that_no_record_knows_is_named(make_record: Any, write_records: Any) -> None:
+    settings = write_records([make_record("sub-01")], models=("wssa", "linear"))
+    with pytest.raises(UserError, match="--models linear: no record .* those by wssa, and"):
         cohort(settings)
 
 
@@ -244,6 +405,20 @@ def test_other_weights_are_refused(make_record: Any, write_records: Any) -> None
     records = [make_record("sub-01"), make_record("sub-02")]
     records[1]["predictions"]["wssa"]["weights_sha256"] = "f" * 64
     with pytest.raises(UserError, match="weights of wssa: wssa00000000 in 1 records, ffff"):
+        cohort(write_records(records))
+
+
+def test_mixed_records_are_named_in_full(make_record: Any, write_records: Any) -> None:
+    many, few = (
+        {"first": 30.0, "second": 31.0, "ensemble": 30.5},
+        {"first": 30.0, "ensemble": 30.0},
+    )
+    records = [make_record(f"sub-{n}", ages=few if n == 1 else many) for n in range(4)]
+    message = (
+        "first . second in 3 records, first in 1 records, such as that of "
+        "sub-1/anat/sub-1_T1w.nii.gz"
+    )
+    with pytest.raises(UserError, match=message):
         cohort(write_records(records))
 
 

@@ -337,6 +337,56 @@ def test_a_correction_that_cannot_be_used_is_named(
 
 
 @pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("change", "accepted"),
+    [
+        (lambda members: members, True),
+        (lambda members: {"one": members["one"]}, False),
+        (lambda members: members | {"two": ["f" * 64]}, False),
+        (lambda members: members | {"three": []}, False),
+        (lambda members: None, False),
+    ],
+    ids=["the same", "one less", "other weights", "one more", "not said"],
+)
+def test_a_correction_of_another_ensemble_is_refused(
+    change: Any, accepted: bool, make_records: Any, write_records: Any, tmp_path: Path
+) -> None:
+    settings = write_records(make_records(30, models=("one", "two", "volumes")))
+    group.run(settings)
+    before = json.loads((settings.output_dir / "group_bias_correction.json").read_text())
+    members = before["models"]["ensemble"]["members"]
+    assert members == {"one": [f"{'one':0<64}"], "two": [f"{'two':0<64}"]}  # volumes has no vote
+    before["models"]["ensemble"]["members"] = change(members)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(before))
+    again = replace(settings, bias_correction_from=other)
+    if not accepted:
+        with pytest.raises(UserError, match=r"was not fitted on an ensemble of one, two with"):
+            group.run(again)
+        again = replace(again, allow_mixed=True)
+    assert group.run(again) == 0
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_ensemble_of_one_takes_the_correction_of_that_one(
+    make_records: Any, write_records: Any, tmp_path: Path
+) -> None:
+    settings = write_records(make_records(30, models=("one", "two")))
+    group.run(settings)
+    kept = tmp_path / "earlier.json"
+    kept.write_bytes((settings.output_dir / "group_bias_correction.json").read_bytes())
+    for path in settings.output_dir.glob("sub-*/anat/*.json"):
+        path.unlink()
+    alone = make_records(30, models=("one",))
+    group.run(write_records(alone, bias_correction_from=kept))
+    rows = {(row["source"], row["model"]): row for row in read(settings, "brainage")}
+    assert {model for _, model in rows} == {"one", "ensemble"}
+    for each in alone:
+        both = [rows[each["source"], model]["corrected_gap"] for model in ("one", "ensemble")]
+        assert both[0] == both[1]
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_files_of_an_earlier_run_do_not_stay(make_records: Any, write_records: Any) -> None:
     settings = write_records(make_records(20, sessions=("ses-1", "ses-2")))
     group.run(settings)
@@ -364,8 +414,10 @@ def test_a_model_that_was_trained_on_the_data_set_is_told(
 ) -> None:
     from types import SimpleNamespace
 
-    card = SimpleNamespace(training={"datasets": {"study": 30}}, title="WSSA (2024)")
-    monkeypatch.setattr(group.models, "known", lambda: ["wssa"])
+    card = SimpleNamespace(
+        training={"datasets": {"study": 30}}, title="WSSA (2024)", in_ensemble=True
+    )
+    monkeypatch.setattr(group.models, "known", lambda: {"wssa": card})
     monkeypatch.setattr(group.models, "card", lambda name: card)
     settings = write_records(make_records(20))
     group.run(settings)
@@ -445,3 +497,73 @@ def test_what_was_said_is_kept_in_a_log(settings: Settings) -> None:
     group.run(settings)
     (log,) = settings.output_dir.glob("logs/*/log.txt")
     assert "2 participants" in log.read_text()
+    (kept,) = settings.output_dir.glob("logs/*/settings.toml")
+    assert kept.parent == log.parent
+    assert Settings.from_toml(kept.read_text()) == settings
+
+
+# --- nothing but told ---
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_tells_and_writes_nothing(
+    rich: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(rich.output_dir)
+    assert group.run(replace(rich, dry_run=True)) == 0
+    said = capsys.readouterr().out
+    assert "group: 90 scans of 45 participants; models: one, two, ensemble\n" in said
+    assert "group: warning: 1 of 90 scans failed quality" in said
+    assert "group: excluded: age unknown: 1\n" in said
+    assert f"-> {rich.output_dir / 'group_brainage.tsv'}\n" in said
+    assert "importance" not in said
+    assert everything(rich.output_dir) == before
+    group.run(replace(rich, dry_run=True, importance=("noise",)))
+    assert "importance maps by noise" in capsys.readouterr().out
+
+
+def test_a_dry_run_finds_errors(rich: Settings) -> None:
+    with pytest.raises(UserError, match="are AD, control"):
+        group.run(replace(rich, dry_run=True, contrast=("group: AD - controls",)))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_dry_run_of_the_page_alone(rich: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = replace(rich, dry_run=True, reports_only=True)
+    with pytest.raises(UserError, match="without --reports-only"):
+        group.run(alone)
+    group.run(rich)
+    before = everything(rich.output_dir)
+    assert group.run(alone) == 0
+    assert str(rich.output_dir / "group.html") in capsys.readouterr().out
+    assert everything(rich.output_dir) == before
+
+
+def test_a_dry_run_of_both_levels_needs_no_records(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = replace(settings, dry_run=True, analysis_level=("participant", "group"))
+    assert group.run(both) == 0
+    assert "holds no predictions yet" in capsys.readouterr().out
+    with pytest.raises(NothingToDo):
+        group.run(replace(settings, dry_run=True))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_maps_are_made_with_the_threads_that_were_asked_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from bidsapp import explain_group
+
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(explain_group, "population", lambda *_: seen.append("maps") or [])
+    write(settings, *people(12))
+    options = {"importance": ("noise",), "permutations": 0, "omp_nthreads": 3}
+    assert group.run(replace(settings, **options)) == 0
+    assert seen == [3, "maps"]

@@ -109,3 +109,23 @@ def test_names_and_paths() -> None:
 @pytest.mark.parametrize(("verbose", "level"), [(0, 20), (1, 15), (2, 10), (9, 10)])
 def test_log_level(verbose: int, level: int) -> None:
     assert Settings(**REQUIRED, verbose=verbose).log_level == level
+
+
+@pytest.mark.parametrize(
+    ("participants", "sessions", "expected"),
+    [
+        ((), (), [True, True, True]),
+        (("01",), (), [True, True, False]),
+        (("sub-02",), (), [False, False, True]),
+        ((), ("a",), [True, False, False]),
+        (("01",), ("ses-b",), [False, False, False]),
+    ],
+)
+def test_scans_that_were_asked_for(
+    participants: tuple[str, ...], sessions: tuple[str, ...], expected: list[bool]
+) -> None:
+    settings = Settings(
+        "/a", "/b", ("group",), participant_label=participants, session_label=sessions
+    )
+    scans = [("sub-01", "ses-a"), ("sub-01", None), ("sub-02", "ses-c")]
+    assert [settings.asks_for(*scan) for scan in scans] == expected

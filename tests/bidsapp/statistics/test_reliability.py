@@ -197,6 +197,14 @@ def test_later_sessions_are_no_retest():
     assert reliability(frame).table["k"].unique().tolist() == [3]
 
 
+def test_scans_of_unknown_time_are_no_retest():
+    frame = retests(40, 3)
+    order = frame.groupby("participant_id").cumcount()
+    expected = reliability(frame[order != 1])
+    found = reliability(frame.assign(undated=order == 1))
+    pd.testing.assert_frame_equal(found.table, expected.table)
+
+
 @pytest.mark.parametrize(
     ("frame", "expected"),
     [
