@@ -105,7 +105,7 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _population_maps(settings: Settings, out: Derivatives) -> list[dict[str, Any]]:
+def _population_maps(settings: Settings, out: Derivatives) -> list[str]:
     """Sections of the page on importance maps of the cohort, which are made here."""
     import torch
 

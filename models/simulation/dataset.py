@@ -30,9 +30,9 @@ README = f"""# {TITLE}
 No person was scanned for this data set. Every image is the ICBM 152 nonlinear symmetric average
 brain (version 2009a, skull removed, as bundled with nilearn), deformed so that its lateral
 ventricles grow and its cortex thins as they do, at the median, in women of a given age, made as
-large as a woman's ({HEAD_SIZE} of its edges), and then sampled as a scanner would: turned, with a bias
-field and noise. `sub-average` is the average brain itself, its voxels untouched but for their size.
-`participants.tsv` says how far each brain was changed.
+large as a woman's ({HEAD_SIZE} of its edges), and then sampled as a scanner would: turned, with a
+bias field and noise. `sub-average` is the average brain itself, its voxels untouched but for their
+size. `participants.tsv` says how far each brain was changed.
 
 ICBM 152 average brain: Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre,
 Montreal Neurological Institute, McGill University; free to use, copy, modify and distribute as
