@@ -335,3 +335,16 @@ def test_a_model_with_another_grid_sees_the_same_brain() -> None:
     assert coarse[inside].mean() == pytest.approx(5, rel=0.15)
     assert grey.shape == (3, 12, 14, 12) and grey[0][inside].mean() == pytest.approx(1, rel=0.15)
     assert not grey[1:].any()
+
+
+def test_maps_are_of_the_scans_that_were_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = [Scan(Path(), "", f"sub-0{n}", None, f"sub-0{n}", Demographics()) for n in (1, 2)]
+    sources = [explain_group.Source(scan, None, None, {}, {}, "") for scan in scans]
+    seen: list[explain_group.Source] = []
+    monkeypatch.setattr(explain_group, "good_sources", lambda out: iter(sources))
+    monkeypatch.setattr(explain_group, "_models", lambda _, named: seen.extend(named) or [])
+    settings = Settings(tmp_path, tmp_path / "out", ("group",), participant_label=("02",))
+    explain_group.population(settings, Derivatives(tmp_path / "out", tmp_path, settings.template))
+    assert seen == sources[1:]
