@@ -507,8 +507,8 @@ def groups(material: Material) -> tuple[str, str]:
         ]
         for test in tests[tests["effect"].notna()].itertuples()
     ]  # fmt: skip
-    said = [verdict["text"] for verdict in content["verdicts"]
-            if verdict["severity"] != "note" and verdict["name"] != "tables_not_found"]  # fmt: skip
+    warnings = [each for each in content["verdicts"] if each["severity"] != "note"]
+    said = [each["text"] for each in warnings if each["name"] != "tables_not_found"]
     about = (
         f"{' and '.join(each.name for each in large)} as one study, a site each; ages out of "
         "fold where a network has seen a data set. Settings are the defaults of `group.md`. "
