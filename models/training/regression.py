@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -409,10 +410,12 @@ def load_member(
         Where the checkpoint is of another run.
     """
     state = _start(options)
-    _resume(state, folder / f"{name}.pt", checkpoint_key(data, held_out, options))
-    if len(state.history) < options.epochs or not (folder / f"{name}.pt").exists():
+    key = checkpoint_key(data, held_out, options)
+    stored = _stored(folder / f"{name}.pt", key, options.device)
+    if stored is None or len(stored["history"]) < options.epochs:
         return None
-    return merge(state.average.eval()), state.history
+    state.average.load_state_dict(stored["average"])
+    return merge(state.average.eval()), [Epoch(**row) for row in stored["history"]]
 
 
 # --- log and checkpoint ---
@@ -471,17 +474,30 @@ def _save(state: State, path: Path, key: str) -> None:
 
 def _resume(state: State, path: Path, key: str) -> None:
     """Go on from a checkpoint where there is one."""
-    if not path.exists():
+    stored = _stored(path, key, str(next(state.network.parameters()).device))
+    if stored is None:
         return
-    device = next(state.network.parameters()).device
-    stored = torch.load(path, map_location=device, weights_only=True)
-    if stored["key"] != key:
-        raise ModelError(
-            f"The checkpoint {path} was made with other options or other scans; repeat them, add"
-            " --fresh to start over, or choose another --out."
-        )
     state.network.load_state_dict(stored["network"])
     state.heads.load_state_dict(stored.get("heads", {}))
     state.average.load_state_dict(stored["average"])
     state.optimizer.load_state_dict(stored["optimizer"])
     state.history = [Epoch(**row) for row in stored["history"]]
+
+
+def _stored(path: Path, key: str, device: str) -> dict[str, Any] | None:
+    """What a checkpoint holds; None where there is none.
+
+    Raises
+    ------
+    ModelError
+        Where it is of another run.
+    """
+    if not path.exists():
+        return None
+    stored: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    if stored["key"] != key:
+        raise ModelError(
+            f"The checkpoint {path} was made with other options or other scans; repeat them, add"
+            " --fresh to start over, or choose another --out."
+        )
+    return stored

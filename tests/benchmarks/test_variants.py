@@ -48,6 +48,8 @@ def test_a_network_learns_by_it(
     found = regression.predict_ages(network, tests, regression.output_scale(data), OPTIONS)
     assert np.corrcoef(found, data.ages[out])[0, 1] > 0.8
     assert not hasattr(network, "heads")  # they stay behind
+    member = regression.load_member(data, out, "a", OPTIONS, tmp_path)  # by who knows no heads
+    assert member is not None and len(member[1]) == OPTIONS.epochs
 
 
 def test_images_are_mixed_with_neighbours_in_age() -> None:
