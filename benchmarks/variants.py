@@ -7,14 +7,14 @@ docs/training.md says.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from numpy.random import Generator
 from torch import Tensor, nn
 
 from models.contract import Output
 from models.training.data import TrainingScan
-from models.training.objectives import Helped, Objective, loss_of
+from models.training.objectives import Batch, Helped, Objective, loss_of
 from models.training.options import Options
 
 
@@ -24,25 +24,17 @@ class Mixed(Objective):
     After mixup (Zhang et al. 2018), between neighbours as in C-Mixup (Yao et al. 2022).
     """
 
-    def loss(
-        self,
-        network: nn.Module,
-        heads: nn.ModuleList,
-        inputs: Sequence[Tensor],
-        target: Tensor,
-        options: Options,
-        rng: Generator,
-    ) -> Tensor:
+    def loss(self, network: nn.Module, heads: nn.ModuleList, batch: Batch) -> Tensor:
         """Of the mixtures."""
-        order = target.argsort()
-        images, target = inputs[0][order], target[order]
-        share = torch.from_numpy(rng.beta(1, 1, len(target))).to(target)
+        order = batch.target.argsort()
+        images, target = batch.inputs[0][order], batch.target[order]
+        share = torch.from_numpy(batch.rng.beta(1, 1, len(target))).to(target)
         other = torch.arange(len(target)).roll(-1)
         other[-1] = max(0, len(target) - 2)
         of_image = share[:, None, None, None, None]
         mixed = images * of_image + images[other] * (1 - of_image)
         between = target * share + target[other] * (1 - share)
-        return loss_of(network(mixed).float(), between, options)
+        return loss_of(network(mixed).float(), between, batch.options)
 
 
 class Aged(Objective):
@@ -71,20 +63,14 @@ class Aged(Objective):
             target = (ages - ages.mean()) / output.scale
             self.change = torch.tensordot(target, images, 1) / target.square().sum()
 
-    def loss(
-        self,
-        network: nn.Module,
-        heads: nn.ModuleList,
-        inputs: Sequence[Tensor],
-        target: Tensor,
-        options: Options,
-        rng: Generator,
-    ) -> Tensor:
+    def loss(self, network: nn.Module, heads: nn.ModuleList, batch: Batch) -> Tensor:
         """Of the aged images."""
         assert self.change is not None
-        older = torch.from_numpy(rng.uniform(-self.REACH, self.REACH, len(target))).to(target)
-        aged = inputs[0] + older[:, None, None, None, None] * self.change
-        return self.then.loss(network, heads, [aged], target + older, options, rng)
+        years = batch.rng.uniform(-self.REACH, self.REACH, len(batch.target))
+        older = torch.from_numpy(years).to(batch.target)
+        aged = batch.inputs[0] + older[:, None, None, None, None] * self.change
+        batch = replace(batch, inputs=(aged,), target=batch.target + older)
+        return self.then.loss(network, heads, batch)
 
 
 class DeepSupervision(Helped):
@@ -96,9 +82,7 @@ class DeepSupervision(Helped):
         """A linear head for each of these layers."""
         return nn.ModuleList(nn.Linear(width, 1) for width in channels[self.LAYERS])
 
-    def help(
-        self, heads: nn.ModuleList, means: Sequence[Tensor], target: Tensor, options: Options
-    ) -> Tensor:
+    def help(self, heads: nn.ModuleList, means: Sequence[Tensor], batch: Batch) -> Tensor:
         """Mean loss of the heads' ages."""
         found = [head(mean)[:, 0] for head, mean in zip(heads, means[self.LAYERS])]
-        return torch.stack([loss_of(each, target, options) for each in found]).mean()
+        return torch.stack([loss_of(each, batch.target, batch.options) for each in found]).mean()

@@ -7,6 +7,7 @@ in use.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from numpy.random import Generator
@@ -31,6 +32,26 @@ def loss_of(found: Tensor, target: Tensor, options: Options) -> Tensor:
     return functional.smooth_l1_loss(found, target, beta=0.2)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What a step has.
+
+    Attributes
+    ----------
+    inputs
+        Images (N, 1, X, Y, Z) and, where the network wants them, sexes (N,).
+    target
+        (N,) standardised ages.
+    rng
+        For what is drawn at random.
+    """
+
+    inputs: tuple[Tensor, ...]
+    target: Tensor
+    options: Options
+    rng: Generator
+
+
 class Objective:
     """The loss of the network's ages, and nothing beside."""
 
@@ -41,25 +62,9 @@ class Objective:
     def prepare(self, training: Sequence[TrainingScan], output: Output, options: Options) -> None:
         """What must be known of the training people before an epoch."""
 
-    def loss(
-        self,
-        network: nn.Module,
-        heads: nn.ModuleList,
-        inputs: Sequence[Tensor],
-        target: Tensor,
-        options: Options,
-        rng: Generator,
-    ) -> Tensor:
-        """Of a batch.
-
-        Parameters
-        ----------
-        inputs
-            Images (N, 1, X, Y, Z) and, where the network wants them, sexes (N,).
-        target
-            (N,) standardised ages.
-        """
-        return loss_of(network(*inputs).float(), target, options)
+    def loss(self, network: nn.Module, heads: nn.ModuleList, batch: Batch) -> Tensor:
+        """Of the images of a step."""
+        return loss_of(network(*batch.inputs).float(), batch.target, batch.options)
 
 
 class Helped(Objective):
@@ -77,30 +82,19 @@ class Helped(Objective):
             raise ModelError("--helper is for WSSA: other networks have no maps to help from.")
         return self.make(network.channels)
 
-    def loss(
-        self,
-        network: nn.Module,
-        heads: nn.ModuleList,
-        inputs: Sequence[Tensor],
-        target: Tensor,
-        options: Options,
-        rng: Generator,
-    ) -> Tensor:
+    def loss(self, network: nn.Module, heads: nn.ModuleList, batch: Batch) -> Tensor:
         """Of the network's ages, and ``SHARE`` of what ``help`` says."""
         assert isinstance(network, WSSA)
-        maps = network.attended(inputs[0])
-        helping = self.help(
-            heads, [each.mean((2, 3, 4)).float() for each in maps], target, options
-        )
-        return loss_of(network.regress(maps[-1]).float(), target, options) + SHARE * helping
+        maps = network.attended(batch.inputs[0])
+        means = [each.mean((2, 3, 4)).float() for each in maps]
+        own = loss_of(network.regress(maps[-1]).float(), batch.target, batch.options)
+        return own + SHARE * self.help(heads, means, batch)
 
     def make(self, channels: Sequence[int]) -> nn.ModuleList:
         """The heads, of the numbers of channels of the layers' maps."""
         raise NotImplementedError
 
-    def help(
-        self, heads: nn.ModuleList, means: Sequence[Tensor], target: Tensor, options: Options
-    ) -> Tensor:
+    def help(self, heads: nn.ModuleList, means: Sequence[Tensor], batch: Batch) -> Tensor:
         """The heads' loss, of the layers' maps averaged over space, (N, channels) each."""
         raise NotImplementedError
 
@@ -116,11 +110,9 @@ class LabelDistribution(Helped):
         """One linear head."""
         return nn.ModuleList([nn.Linear(channels[-1], len(self.CENTRES))])
 
-    def help(
-        self, heads: nn.ModuleList, means: Sequence[Tensor], target: Tensor, options: Options
-    ) -> Tensor:
+    def help(self, heads: nn.ModuleList, means: Sequence[Tensor], batch: Batch) -> Tensor:
         """Cross-entropy with a normal distribution about the age."""
-        away = (self.CENTRES.to(target) - target[:, None]) / self.WIDTH
+        away = (self.CENTRES.to(batch.target) - batch.target[:, None]) / self.WIDTH
         return functional.cross_entropy(heads[0](means[-1]), (-(away**2) / 2).softmax(1))
 
 

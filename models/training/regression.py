@@ -29,7 +29,7 @@ from models.prediction import SEX_CODES
 from models.registry import network_builder
 from models.training.augmentation import view_of
 from models.training.data import TrainingScan, TrainingSet
-from models.training.objectives import Objective, objective_of
+from models.training.objectives import Batch, Objective, objective_of
 from models.training.options import Options
 from models.training.precision import autocast
 from models.training.readout import centre_readout, fit_readout
@@ -284,7 +284,8 @@ def _train_epoch(
         target = torch.tensor([scan.age for scan in scans], device=options.device)
         target = (target - output.offset) / output.scale
         with autocast(options.device):
-            loss = objective.loss(state.network, state.heads, inputs, target, options, rng)
+            these = Batch(inputs, target, options, rng)
+            loss = objective.loss(state.network, state.heads, these)
         losses.append(descend(state, loss, step, options) * len(scans))
     return sum(losses) / len(training), rate
 

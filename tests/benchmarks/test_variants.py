@@ -62,8 +62,8 @@ def test_images_are_mixed_with_neighbours_in_age() -> None:
 
     ages = torch.tensor([2.0, -1.0, 0.5, 3.0])
     images = ages[:, None, None, None, None].expand(-1, 1, 2, 2, 2)
-    loss = variants.Mixed().loss(Looking(**NETWORK), torch.nn.ModuleList(), [images], ages,
-                                 OPTIONS, np.random.default_rng(1))  # fmt: skip
+    batch = objectives.Batch((images,), ages, OPTIONS, np.random.default_rng(1))
+    loss = variants.Mixed().loss(Looking(**NETWORK), torch.nn.ModuleList(), batch)
     assert loss < 1e-10  # the mixture's brightness is its age
     mixed = seen[0].mean((1, 2, 3, 4))
     ordered = ages.sort().values
@@ -86,8 +86,8 @@ def test_heads_are_trained_and_teach_the_network(data: TrainingSet) -> None:
         torch.manual_seed(1)
         state = regression._start(OPTIONS, objective=how)
         plain = objectives.loss_of(state.network.train()(images), target, OPTIONS)
-        rng = np.random.default_rng(1)
-        loss = how.loss(state.network, state.heads, [images], target, OPTIONS, rng)
+        batch = objectives.Batch((images,), target, OPTIONS, np.random.default_rng(1))
+        loss = how.loss(state.network, state.heads, batch)
         assert loss > plain
         before = [head.weight.detach().clone() for head in state.heads]
         regression.descend(state, loss, 0, OPTIONS)
