@@ -15,6 +15,7 @@ import models
 from bidsapp import __version__
 from bidsapp.derivatives import Derivatives
 from bidsapp.errors import UserError
+from bidsapp.importance.sidecar import belongs, preprocessing_of, weights_of
 from bidsapp.study import Scan
 
 if TYPE_CHECKING:
@@ -235,8 +236,6 @@ def _map_sections(
     participant_id: str, stem: str, record: Mapping[str, Any], out: Derivatives
 ) -> list[MapSection]:
     """The maps that explain the ages of the record, not what an earlier image has left."""
-    from bidsapp.importance.sidecar import belongs, preprocessing_of, weights_of
-
     key, weights = preprocessing_of(record), weights_of(record)
     there = out.importance_maps(participant_id, stem)
     maps = {label: about for label, about in there.items() if belongs(about, key, weights)}
