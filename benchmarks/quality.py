@@ -42,7 +42,7 @@ from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.errors import ScanError  # noqa: E402
 from bidsapp.preprocessing import quality  # noqa: E402
 from bidsapp.preprocessing.image import Image, load_t1w  # noqa: E402
-from bidsapp.preprocessing.segmentation import Segmentation, volumes  # noqa: E402
+from bidsapp.preprocessing.segmentation import Parts, Segmentation, volumes  # noqa: E402
 from bidsapp.settings import Settings  # noqa: E402
 from bidsapp.study import Scan, load_study  # noqa: E402
 from models.ensemble import voters  # noqa: E402
@@ -218,8 +218,8 @@ def arrays_of(found: participant.Prepared) -> dict[str, Any]:
         "working": segmentation.working.data,
         "corrected": native.working.data,
         "working_affine": segmentation.working.affine,
-        "working_mask": segmentation.working_mask,
-        "working_labels": segmentation.working_labels,
+        "working_mask": segmentation.on_working.mask,
+        "working_labels": segmentation.on_working.labels,
         "scan_affine": native.t1w.image.affine,
         "brain": found.brain.data,
         "mask": found.mask,
@@ -257,8 +257,9 @@ def prepared_from(kept: Mapping[str, Any], tools: participant.Toolbox) -> partic
     found, mask, stripped = kept["working_labels"], kept["working_mask"], bool(kept["stripped"])
     measured = volumes(found, mask, working, stripped)
     brain = Image(kept["brain"], participant.GRID_AFFINE)
+    parts = Parts(found, mask, mask)
     figures = quality.assess(
-        Segmentation(working, mask, found, mask, found, measured),
+        Segmentation(working, parts, parts, measured),
         working.with_data(kept["corrected"]), Image(np.zeros((1, 1, 1)), kept["scan_affine"]),
         brain, kept["mask"], tools.template_brain, tools.template_mask, kept["to_scan"],
         [float(each) for each in kept["field_range"]], stripped,

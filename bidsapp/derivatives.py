@@ -68,7 +68,8 @@ Brain age was predicted with {NAME} {__version__}. The steps that were done, the
 and the licences of the models are listed in the record of each scan (`*_brainage.json`).
 """
 _DESCRIPTIONS = {
-    "desc-brain_mask": "Brain mask",
+    "desc-brain_mask": "What the skull encloses: the brain and the fluid around it",
+    f"res-{RESOLUTION}_desc-brain_mask": "The brain without the fluid around it: what models see",
     "dseg": "Tissues and regions of the brain, found by the segmentation network",
     "desc-preproc_T1w": "T1w image: bias field corrected, brain only, resampled to the template",
     "label-GM_probseg": "Share of grey matter in each voxel, by the segmentation",

@@ -279,13 +279,13 @@ def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
         corrected, working, record = bias_field.correct_bias_field(scan, found)
         steps.append(record)
     with _timed("registration", seconds):
-        brain = working.with_data(working.data * found.working_brain)
+        brain = working.with_data(working.data * found.on_working.brain)
         to_scan, record = registration.register(
             brain, tools.template, DEGREES_OF_FREEDOM, settings.random_seed, settings.work_dir
         )
         steps.append(record)
     with _timed("resampling", seconds):
-        mask = scan.with_data(found.brain.astype(np.float32))
+        mask = scan.with_data(found.on_scan.brain.astype(np.float32))
         on_grid = resample(corrected, to_scan, GRID_SHAPE, GRID_AFFINE)
         inside = resample(mask, to_scan, GRID_SHAPE, GRID_AFFINE, order=1).data > 0.5
         registered = on_grid.with_data(np.clip(on_grid.data, 0, None) * inside)
@@ -293,7 +293,7 @@ def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
         steps.append({"step": "resampling", "parameters": {"interpolation": "cubic spline",
                       "mm": 2.0, "shape": list(GRID_SHAPE)}})  # fmt: skip
     with _timed("quality", seconds):
-        levels = intensity.tissue_levels(working.data, found.working_labels)
+        levels = intensity.tissue_levels(working.data, found.on_working.labels)
         steps.append({"step": "intensity", "levels": levels})
         by = {step["step"]: step for step in steps}
         figures = quality.assess(
@@ -405,7 +405,7 @@ def _on_model_grid(
         )  # fmt: skip
         prepared.steps.append(record | {"step": MODEL_REGISTRATION})
     to_scan, affine = native.transforms[place], np.array(contract.affine)
-    brain = native.corrected.with_data(native.segmentation.brain.astype(np.float32))
+    brain = native.corrected.with_data(native.segmentation.on_scan.brain.astype(np.float32))
     mask = resample(brain, to_scan, contract.shape, affine, order=1).data > 0.5
     image = resample(native.corrected, to_scan, contract.shape, affine).data.clip(0) * mask
     shares = tissue_shares(native.segmentation, to_scan, contract.shape, affine)
@@ -617,12 +617,12 @@ def _reload(earlier: dict[str, Any], scan: Scan, out: Derivatives) -> Prepared:
 def _write_images(prepared: Prepared, scan: Scan, settings: Settings, out: Derivatives) -> None:
     native = prepared.native
     assert native is not None
-    t1w, found, paths = native.t1w, native.segmentation, _images(scan, settings, out)
+    t1w, found, paths = native.t1w, native.segmentation.on_scan, _images(scan, settings, out)
     out.remove(out.record(scan))  # of other settings: it must not vouch for the new images
     by = {step["step"]: step for step in prepared.steps}
     raw = {"Sources": [scan.source]}
     segmented = raw | {"Steps": [by["segmentation"]]}
-    for name, labels in (("mask", found.mask), ("dseg", found.labels)):
+    for name, labels in (("mask", found.intracranial), ("dseg", found.labels)):
         on_file = t1w.on_file_grid(labels).astype(np.uint8)
         out.write_image(paths[name], on_file, t1w.file_affine, segmented, np.uint8)
     transform = raw | {"Steps": [by["registration"]]}

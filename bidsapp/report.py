@@ -37,14 +37,14 @@ def write_figures(
     from models.segmentation.labels import LABELS
 
     working = found.working
-    mask = brain_mosaic(working.data, found.working_mask, working.zooms)
+    mask = brain_mosaic(working.data, found.on_working.intracranial, working.zooms)
     segmentation = mask_mosaic(
         working.data,
-        found.working_labels,
+        found.on_working.labels,
         working.zooms,
         {label.index: label.color for label in LABELS},
         {label.index: _without_side(label.name) for label in LABELS},
-        brain=found.working_mask,
+        brain=found.on_working.mask,
     )
     pair = registration_figure(template.data, registered.data, registered.zooms)
     pictures = (mask, segmentation, pair.contours, pair.registered, pair.template)

@@ -33,7 +33,7 @@ def correct_bias_field(
     -------
     (corrected scan, corrected working image, record)
     """
-    working, mask = segmentation.working, segmentation.working_mask
+    working, mask = segmentation.working, segmentation.on_working.mask
     low, high = PLAUSIBLE
     for shrink in SHRINKS:
         field = _n4_field(working, mask, shrink)

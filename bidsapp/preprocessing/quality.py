@@ -129,7 +129,7 @@ def assess(
         Whether the scan came without its skull, so that there is no air to look at.
     """
     working, mask, found = (
-        segmentation.working, segmentation.working_mask, segmentation.working_labels,
+        segmentation.working, segmentation.on_working.mask, segmentation.on_working.labels,
     )  # fmt: skip
     grey, white = (np.isin(found, labels.indices(structure=name)) for name in ("CTX", "WM"))
     return {

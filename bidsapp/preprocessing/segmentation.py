@@ -18,33 +18,41 @@ from models.segmentation import inference, labels
 STRIPPED_FRACTION = 0.7
 """A scan counts as stripped when brain and fluid fill more than this share of what is not zero
 (a whole head: about a third)."""
+NEAR = 0.25
+"""Share of a mask of the working grid in a voxel of the scan, from which on its labels count."""
 
 
 @dataclass(frozen=True)
-class Segmentation:
-    """``mask``, ``labels``: on the scan's grid; ``working_*``: on the 2 mm grid of ``working``."""
+class Parts:
+    """What a head is made of, on one grid (X, Y, Z).
 
-    working: Image
-    working_mask: NDArray[np.bool_]
-    working_labels: NDArray[np.uint8]
-    mask: NDArray[np.bool_]
+    ``labels`` are those of ``models.segmentation.labels``. ``intracranial`` is the brain mask that
+    is handed out: the brain and the fluid around it. ``mask`` is where the image is looked at: the
+    brain without that fluid. Of a scan that was stripped before, both are what was left of it.
+    """
+
     labels: NDArray[np.uint8]
-    volumes_ml: dict[str, float | None]
+    mask: NDArray[np.bool_]
+    intracranial: NDArray[np.bool_]
 
     @property
     def brain(self) -> NDArray[np.bool_]:
-        """What the models see: the mask less the outer fluid, on the scan's grid.
+        """What the models see: the mask less the outer fluid.
 
         Strips differ in how much fluid they leave around the brain; by the width of that rim a
         model could tell one data set from another.
         """
         return ndimage.binary_fill_holes(self.mask & (self.labels != labels.OUTER_CSF))
 
-    @property
-    def working_brain(self) -> NDArray[np.bool_]:
-        """The same on the working grid."""
-        outer = self.working_labels == labels.OUTER_CSF
-        return ndimage.binary_fill_holes(self.working_mask & ~outer)
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Parts of a head on the 2 mm grid of ``working``, and on the grid of the scan."""
+
+    working: Image
+    on_working: Parts
+    on_scan: Parts
+    volumes_ml: dict[str, float | None]
 
 
 def segment(scan: Image, network: nn.Module, strip: str) -> tuple[Segmentation, dict[str, Any]]:
@@ -80,12 +88,18 @@ def segment(scan: Image, network: nn.Module, strip: str) -> tuple[Segmentation, 
     found = labels.join_hemispheres(structures.argmax(0), left)
     found[(found > labels.OUTER_CSF) & ~mask] = 0  # islands of "brain" in the neck
     fine = _on_scan_grid(probability, mask, scan.data.shape)
-    fine_mask = ndimage.binary_fill_holes(scan.data > 0 if stripped else fine > labels.OUTER_CSF)
     if stripped:
-        mask = same_view(fine_mask, mask.shape) > 0.5
+        fine_mask = fine_inside = ndimage.binary_fill_holes(scan.data > 0)
+        mask = inside = same_view(fine_mask, mask.shape) > 0.5
+    else:
+        fine_mask = ndimage.binary_fill_holes(fine > labels.OUTER_CSF)
+        inside = inference.intracranial_mask(probability, mask)
+        near = same_view(inside, scan.data.shape) > NEAR
+        fine_inside = ndimage.binary_fill_holes((fine > 0) & near)
     segmentation = Segmentation(
-        working, mask, found, fine_mask, fine, volumes(found, mask, working, stripped)
-    )
+        working, Parts(found, mask, inside), Parts(fine, fine_mask, fine_inside),
+        volumes(found, mask, working, stripped),
+    )  # fmt: skip
     record = {
         "step": "segmentation",
         "tool": "models.segmentation",
@@ -112,7 +126,7 @@ def _on_scan_grid(
             winner[better] = number
             np.maximum(best, rival, out=best)
         left = same_view(probability[-1], shape) > 0.5
-        near = same_view(mask, shape) > 0.25
+        near = same_view(mask, shape) > NEAR
     found = labels.join_hemispheres(winner, left)
     found[(found > labels.OUTER_CSF) & ~near] = 0
     return found

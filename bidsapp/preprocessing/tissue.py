@@ -38,7 +38,7 @@ def tissue_shares(
     shares = np.empty((len(TISSUES), *shape), np.float32)
     for share, tissue in zip(shares, TISSUES):
         values = [value for each in _COUNTED[tissue] for value in labels.indices(tissue=each)]
-        there = np.isin(found.working_labels, values).astype(np.float32)
+        there = np.isin(found.on_working.labels, values).astype(np.float32)
         image = found.working.with_data(there)
         share[:] = resample(image, to_scan, shape, affine, order=1).data
     return shares

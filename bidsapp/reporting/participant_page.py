@@ -32,7 +32,7 @@ Figure = tuple[bytes | str, str, str]
 """Content, MIME type, alternative text (if empty, that of `ALTERNATIVE_TEXTS`)."""
 
 ALTERNATIVE_TEXTS = {
-    "mask": "Axial, coronal and sagittal cuts of the scan with the outline of the brain found.",
+    "mask": "Axial, coronal and sagittal cuts of the scan with the outline of the brain mask.",
     "segmentation": "The same cuts with the tissues and regions of the brain in colour.",
     "registration": "Cuts of the scan in template space with the outlines of the template's brain "
     "and white matter.",

@@ -97,3 +97,14 @@ def brain_mask(structures: NDArray[np.float32]) -> NDArray[np.bool_]:
     if count > 1:
         brain = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
     return ndimage.binary_fill_holes(brain)
+
+
+def intracranial_mask(
+    structures: NDArray[np.float32], brain: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """What the skull encloses: ``brain`` and the fluid that touches it, holes filled."""
+    from scipy import ndimage
+
+    inside = structures[:HEMISPHERE_CHANNEL].argmax(0)
+    within = brain | (inside == OUTER_CSF)
+    return ndimage.binary_fill_holes(ndimage.binary_propagation(brain, mask=within))

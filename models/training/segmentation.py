@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.contract import ModelError, to_toml
 from models.registry import read, save_weights, write
-from models.segmentation.inference import segment
+from models.segmentation.inference import brain_mask, intracranial_mask, segment
 from models.segmentation.labels import (
     HEMISPHERE_CHANNEL,
     OUTER_CSF,
@@ -239,14 +239,18 @@ def dice(found: NDArray, truth: NDArray) -> float:
 
 
 def evaluate(network: nn.Module, heads: list[Head]) -> list[dict[str, float | str]]:
-    """Dice of each structure, of the brain mask and of sides, one row a head."""
+    """Dice of each structure, of the brain with and without outer fluid, and of sides, by head.
+
+    ``brain_mask`` is the mask that is handed out, against everything that the reference labels.
+    """
     rows = []
     for head in heads:
         probability = segment(network, head.image.astype(np.float32))
         found = probability[:HEMISPHERE_CHANNEL].argmax(0)
         row: dict[str, float | str] = {"name": head.name}
-        row["brain"] = dice(found > OUTER_CSF, head.structure > OUTER_CSF)
-        row["intracranial"] = dice(found > 0, head.structure > 0)
+        handed_out = intracranial_mask(probability, brain_mask(probability))
+        row["brain_mask"] = dice(handed_out, head.structure > 0)
+        row["brain_without_fluid"] = dice(found > OUTER_CSF, head.structure > OUTER_CSF)
         for number, structure in enumerate(STRUCTURES[1:], start=1):
             row[structure.abbreviation] = dice(found == number, head.structure == number)
         joined = join_hemispheres(found, probability[HEMISPHERE_CHANNEL] > 0.5)

@@ -29,7 +29,7 @@ from bidsapp.preprocessing import bias_field, registration, segmentation
 from bidsapp.preprocessing.atlas import load_atlas
 from bidsapp.preprocessing.image import Image, T1w
 from bidsapp.preprocessing.quality import LIMITS
-from bidsapp.preprocessing.segmentation import Segmentation
+from bidsapp.preprocessing.segmentation import Parts, Segmentation
 from bidsapp.preprocessing.templates import Template
 from bidsapp.progress import Outcome
 from bidsapp.settings import Settings
@@ -91,7 +91,8 @@ def prepared(t1w: T1w) -> Prepared:
     level = float(t1w.image.data.mean())
     brain = Image((level * inside).astype(np.float32), GRID_AFFINE)
     mask = t1w.image.data > 0
-    found = Segmentation(t1w.image, mask, mask * np.uint8(WHITE), mask, mask * np.uint8(WHITE), {})
+    parts = Parts(mask * np.uint8(WHITE), mask, mask)
+    found = Segmentation(t1w.image, parts, parts, {})
     steps: list[dict[str, Any]] = [
         {"step": "segmentation", "already_stripped": False},
         {"step": "registration", "matrix": np.eye(4).tolist()},
@@ -664,7 +665,9 @@ def test_the_image_of_another_grid_lies_where_the_scan_lies(bench: Bench) -> Non
     mask = np.ones(data.shape, bool)
     mask[:, :, 45:] = False
     found = prepared(T1w(image, data.shape, image.affine, 1, ()))
-    segmented = dataclasses.replace(found.native.segmentation, mask=mask)
+    whole = found.native.segmentation
+    parts = dataclasses.replace(whole.on_scan, mask=mask)
+    segmented = dataclasses.replace(whole, on_scan=parts)
     place = {(TEMPLATE, 12): np.eye(4)}
     found.native = dataclasses.replace(found.native, segmentation=segmented, transforms=place)
     seen = participant.model_input(found, card, bench._toolbox(bench.settings), bench.settings)
@@ -692,7 +695,8 @@ def test_the_steps_in_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     def segment(image: Image, _network: Any, strip: str) -> tuple:
         calls.append(("segment", strip))
-        return Segmentation(image, box, found, box, found, {"brain": 1.0}), {
+        parts = Parts(found, box, box)
+        return Segmentation(image, parts, parts, {"brain": 1.0}), {
             "step": "segmentation",
             "already_stripped": True,
         }

@@ -13,7 +13,7 @@ import pytest
 from bidsapp import report
 from bidsapp.derivatives import Derivatives
 from bidsapp.preprocessing.image import Image
-from bidsapp.preprocessing.segmentation import Segmentation
+from bidsapp.preprocessing.segmentation import Parts, Segmentation
 from bidsapp.settings import Settings
 from bidsapp.study import Demographics, Scan
 from models.segmentation import labels
@@ -136,7 +136,8 @@ def test_pictures_of_a_scan(out: Derivatives) -> None:
     found[r < 0.5] = labels.indices(structure="WM")[0]
     head = Image(np.where(r < 0.9, 1 - r / 2, 0).astype(np.float32), np.diag([4.0, 4, 4, 1]))
     brain = head.with_data(head.data * (found > 0))
-    segmented = Segmentation(head, found > 0, found, found > 0, found, {})
+    parts = Parts(found, found > 0, found > 0)
+    segmented = Segmentation(head, parts, parts, {})
     report.write_figures(OTHER, segmented, brain, brain, out)
     pictures = {path.name: path.read_bytes() for path in out.figures("sub-10").iterdir()}
     assert set(pictures) == {f"sub-10_desc-{name}_T1w.png" for name in report.FIGURES}

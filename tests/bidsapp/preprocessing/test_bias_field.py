@@ -14,7 +14,7 @@ from bidsapp.preprocessing import bias_field
 from bidsapp.preprocessing.bias_field import correct_bias_field
 from bidsapp.preprocessing.image import Image
 from bidsapp.preprocessing.resampling import same_view
-from bidsapp.preprocessing.segmentation import Segmentation
+from bidsapp.preprocessing.segmentation import Parts, Segmentation
 
 SIDE = 56
 GREY, WHITE = 600.0, 1000.0
@@ -44,7 +44,7 @@ def head(field: NDArray | float = 1.0) -> Image:
 def segmentation(working: Image) -> Segmentation:
     mask = radius() < 0.8
     labels = np.where(radius() < 0.55, 2, mask.astype(np.uint8))
-    return Segmentation(working, mask, labels, mask, labels, {})
+    return Segmentation(working, Parts(labels, mask, mask), Parts(labels, mask, mask), {})
 
 
 def cv(image: Image, where: NDArray[np.bool_]) -> float:

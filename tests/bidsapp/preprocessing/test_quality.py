@@ -20,7 +20,7 @@ from bidsapp.preprocessing.quality import (
     of_predictions,
     words,
 )
-from bidsapp.preprocessing.segmentation import Segmentation
+from bidsapp.preprocessing.segmentation import Parts, Segmentation
 from models.segmentation import labels
 
 SHAPE = (80, 80, 80)
@@ -65,7 +65,7 @@ def head(**changes: float) -> Image:
 
 def segmented(image: Image, **changes: Any) -> Segmentation:
     mask, found = changes.get("mask", BALL), changes.get("found", FOUND)
-    return Segmentation(image, mask, found, mask, found, {})
+    return Segmentation(image, Parts(found, mask, mask), Parts(found, mask, mask), {})
 
 
 def figures(image: Image | None = None, **changes: Any) -> dict[str, Any]:

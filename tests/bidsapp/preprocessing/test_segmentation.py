@@ -64,8 +64,8 @@ BRAIN = ("CTX", "WM", "LV")
 
 def segmented(scan: Image, strip: str = "auto") -> tuple[Segmentation, dict]:
     found, record = segment(scan, Thresholds(), strip)
-    assert found.mask.shape == found.labels.shape == scan.data.shape
-    assert found.working_mask.shape == found.working_labels.shape == found.working.data.shape
+    assert found.on_scan.mask.shape == found.on_scan.labels.shape == scan.data.shape
+    assert found.on_working.mask.shape == found.on_working.labels.shape == found.working.data.shape
     assert record["parameters"]["skull_strip_t1w"] == strip
     json.dumps(record)
     return found, record
@@ -84,9 +84,12 @@ def test_a_head_is_stripped_and_measured() -> None:
     found, record = segmented(scan)
     assert record["already_stripped"] is False and 0.2 < record["filled_fraction"] < 0.5
     brain = distance(scan.data.shape, scan.zooms) < RADII["CTX"]
-    np.testing.assert_array_equal(found.mask, brain)
-    np.testing.assert_array_equal(found.working_mask, brain)
-    np.testing.assert_array_equal(found.labels, found.working_labels)
+    np.testing.assert_array_equal(found.on_scan.mask, brain)
+    np.testing.assert_array_equal(found.on_working.mask, brain)
+    enclosed = distance(scan.data.shape, scan.zooms) < RADII["CSF"]
+    np.testing.assert_array_equal(found.on_scan.intracranial, enclosed)
+    np.testing.assert_array_equal(found.on_working.intracranial, enclosed)
+    np.testing.assert_array_equal(found.on_scan.labels, found.on_working.labels)
     assert found.working is scan
     volumes = found.volumes_ml
     assert volumes["brain"] == pytest.approx(ball_ml(46), rel=0.01)
@@ -101,12 +104,13 @@ def test_left_is_left() -> None:
     found, _ = segmented(head())
     left = [label.index for label in labels.LABELS if label.hemisphere == "L"]
     right = [label.index for label in labels.LABELS if label.hemisphere == "R"]
-    middle = found.labels.shape[0] // 2
+    middle = found.on_scan.labels.shape[0] // 2
     assert (
-        np.isin(found.labels[:middle], left).any() and np.isin(found.labels[middle:], right).any()
+        np.isin(found.on_scan.labels[:middle], left).any()
+        and np.isin(found.on_scan.labels[middle:], right).any()
     )
-    assert not np.isin(found.labels[:middle], right).any()  # axes run to the right
-    assert not np.isin(found.labels[middle:], left).any()
+    assert not np.isin(found.on_scan.labels[:middle], right).any()  # axes run to the right
+    assert not np.isin(found.on_scan.labels[middle:], left).any()
     both = found.volumes_ml
     assert both["left_cerebral_cortex"] == both["right_cerebral_cortex"] == both["cortex"] / 2
     assert both["left_lateral_ventricle"] > 0 and both["left_hippocampus"] == 0
@@ -122,8 +126,9 @@ def test_a_stripped_image_keeps_its_own_mask(rim: tuple[str, ...]) -> None:
     assert record["already_stripped"] is True and record["filled_fraction"] > 0.95
     expected = scan.data > 0
     expected[hole] = True
-    np.testing.assert_array_equal(found.mask, expected)
-    np.testing.assert_array_equal(found.working_mask, expected)
+    for parts in (found.on_scan, found.on_working):
+        np.testing.assert_array_equal(parts.mask, expected)
+        np.testing.assert_array_equal(parts.intracranial, expected)
     assert found.volumes_ml["csf"] is None  # what was cut off is not known
     assert found.volumes_ml["brain"] == pytest.approx(expected.sum() * 0.008)
 
@@ -132,14 +137,17 @@ def test_force_strips_what_is_stripped() -> None:
     scan = head(parts=(*BRAIN, "CSF"))
     found, record = segmented(scan, "force")
     assert record["already_stripped"] is False
-    np.testing.assert_array_equal(found.mask, distance(scan.data.shape, scan.zooms) < RADII["CTX"])
+    r = distance(scan.data.shape, scan.zooms)
+    np.testing.assert_array_equal(found.on_scan.mask, r < RADII["CTX"])
+    np.testing.assert_array_equal(found.on_scan.intracranial, r < RADII["CSF"])
     assert found.volumes_ml["csf"] == pytest.approx(ball_ml(50, 46), rel=0.05)
 
 
 def test_skip_takes_everything_that_is_not_zero() -> None:
     found, record = segmented(head(), "skip")
     assert record["already_stripped"] is True
-    np.testing.assert_array_equal(found.mask, distance((80, 82, 84), (2, 2, 2)) < RADII["skull"])
+    whole = distance((80, 82, 84), (2, 2, 2)) < RADII["skull"]
+    np.testing.assert_array_equal(found.on_scan.mask, whole)
     assert found.volumes_ml["csf"] is None
 
 
@@ -152,12 +160,13 @@ def test_labels_come_back_to_the_grid_of_the_scan(parts: tuple[str, ...], strip:
     found, _ = segmented(scan, strip)
     np.testing.assert_allclose(found.working.zooms, 2, rtol=0.02)
     r = distance(shape, zooms)
-    assert dice(found.mask, r < RADII["CTX"]) > 0.98
-    white = np.isin(found.labels, labels.indices(structure="WM"))
+    assert dice(found.on_scan.mask, r < RADII["CTX"]) > 0.98
+    assert dice(found.on_scan.intracranial, r < RADII["CSF" if "CSF" in parts else "CTX"]) > 0.97
+    white = np.isin(found.on_scan.labels, labels.indices(structure="WM"))
     assert dice(white, (r < RADII["WM"]) & (r > RADII["LV"])) > 0.95
-    assert not (found.labels[r > RADII["CSF"] + 8] > OUTER_CSF).any()
+    assert not (found.on_scan.labels[r > RADII["CSF"] + 8] > OUTER_CSF).any()
     # both grids tell the same volume
-    native_ml = found.mask.sum() * scan.voxel_ml
+    native_ml = found.on_scan.mask.sum() * scan.voxel_ml
     assert found.volumes_ml["brain"] == pytest.approx(native_ml, rel=0.02)
 
 
@@ -165,16 +174,25 @@ def test_holes_belong_to_the_brain_on_every_grid() -> None:
     scan = head()
     scan.data[38:41, 38:41, 38:41] = 0
     found, _ = segmented(scan, "force")
-    assert (found.labels[39, 39, 39], found.mask[39, 39, 39]) == (0, True)
-    np.testing.assert_array_equal(found.mask, found.working_mask)
+    assert (found.on_scan.labels[39, 39, 39], found.on_scan.mask[39, 39, 39]) == (0, True)
+    np.testing.assert_array_equal(found.on_scan.mask, found.on_working.mask)
 
 
 def test_islands_outside_the_brain_are_no_brain() -> None:
     scan = head()
     scan.data[2:6, 2:6, 2:6] = 700 * LEVELS["WM"]  # a fatty neck
     found, _ = segmented(scan)
-    assert not found.mask[:8, :8, :8].any() and not found.labels[:8, :8, :8].any()
-    assert not found.working_labels[:8, :8, :8].any()
+    assert not found.on_scan.mask[:8, :8, :8].any() and not found.on_scan.labels[:8, :8, :8].any()
+    assert not found.on_working.labels[:8, :8, :8].any()
+
+
+def test_fluid_that_does_not_touch_the_brain_is_not_in_its_mask() -> None:
+    scan = head()
+    scan.data[2:6, 2:6, 2:6] = 700 * LEVELS["CSF"]  # an eye
+    found, _ = segmented(scan)
+    assert (found.on_scan.labels[2:6, 2:6, 2:6] == OUTER_CSF).any()
+    assert not found.on_scan.intracranial[:8, :8, :8].any()
+    assert not found.on_working.intracranial[:8, :8, :8].any()
 
 
 class Nothing(Thresholds):

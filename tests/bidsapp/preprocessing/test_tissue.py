@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bidsapp.preprocessing.image import Image
-from bidsapp.preprocessing.segmentation import Segmentation
+from bidsapp.preprocessing.segmentation import Parts, Segmentation
 from bidsapp.preprocessing.tissue import tissue_shares
 from models.intensity import TISSUES
 from models.segmentation import labels
@@ -27,7 +27,8 @@ def found() -> Segmentation:
     values[14:17] = labels.indices(structure="V34")[0]
     working = Image(np.zeros(SHAPE, np.float32), GRID)
     fine = np.zeros((48, 52, 44), np.uint8)  # of a scan of 1 mm, which must not matter
-    return Segmentation(working, values > 0, values, fine > 0, fine, {})
+    coarse, fine = (Parts(each, each > 0, each > 0) for each in (values, fine))
+    return Segmentation(working, coarse, fine, {})
 
 
 def test_shares_say_where_each_tissue_lies(found: Segmentation) -> None:

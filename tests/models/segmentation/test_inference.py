@@ -7,7 +7,7 @@ from scipy import ndimage
 from torch import nn
 
 from models.segmentation import inference
-from models.segmentation.inference import brain_mask, normalise, segment
+from models.segmentation.inference import brain_mask, intracranial_mask, normalise, segment
 from models.segmentation.labels import HEMISPHERE_CHANNEL, OUTER_CSF, STRUCTURES
 from models.segmentation.network import SegmentationUNet
 
@@ -189,3 +189,15 @@ def test_the_mask_is_the_largest_piece_without_fluid_and_without_holes():
 
 def test_a_mask_of_nothing():
     assert not brain_mask(structures(np.full((8, 8, 8), OUTER_CSF))).any()
+
+
+def test_the_skull_encloses_the_brain_and_the_fluid_that_touches_it():
+    shape = (40, 40, 40)
+    labels = np.zeros(shape, np.uint8)
+    labels[ball(shape, (20, 20, 20), 14)] = OUTER_CSF
+    labels[ball(shape, (20, 20, 20), 12)] = WHITE
+    labels[20, 20, 32] = 0  # a hole in the fluid
+    labels[2:5, 2:5, 2:5] = OUTER_CSF  # an eye
+    found = structures(labels)
+    enclosed = intracranial_mask(found, brain_mask(found))
+    np.testing.assert_array_equal(enclosed, ball(shape, (20, 20, 20), 14))
