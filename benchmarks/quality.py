@@ -40,11 +40,13 @@ from benchmarks.markdown import table  # noqa: E402
 from bidsapp import execution, participant  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.errors import ScanError  # noqa: E402
+from bidsapp.prepared import Prepared  # noqa: E402
 from bidsapp.preprocessing import quality  # noqa: E402
 from bidsapp.preprocessing.image import Image, load_t1w  # noqa: E402
 from bidsapp.preprocessing.segmentation import Parts, Segmentation, volumes  # noqa: E402
 from bidsapp.settings import Settings  # noqa: E402
 from bidsapp.study import Scan, load_study  # noqa: E402
+from bidsapp.toolbox import GRID_AFFINE, Toolbox, toolbox  # noqa: E402
 from models.ensemble import voters  # noqa: E402
 from models.segmentation import labels  # noqa: E402
 
@@ -188,7 +190,7 @@ def prepare(case: Case, options: argparse.Namespace) -> Literal["done", "skipped
     if target.exists():
         return "skipped"
     settings = app_settings(options)
-    tools = participant.toolbox(settings)
+    tools = toolbox(settings)
     head = head_of(case, options.data)
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         path = Path(folder) / "sub-01_T1w.nii"
@@ -209,7 +211,7 @@ def app_settings(options: argparse.Namespace) -> Settings:
                     models=tuple(VOTERS))  # fmt: skip
 
 
-def arrays_of(found: participant.Prepared) -> dict[str, Any]:
+def arrays_of(found: Prepared) -> dict[str, Any]:
     """What is needed to assess a scan, and to predict it, without preprocessing it again."""
     native, segmentation = found.native, found.segmentation
     assert native is not None
@@ -234,7 +236,7 @@ def arrays_of(found: participant.Prepared) -> dict[str, Any]:
 def measure(case: Case, options: argparse.Namespace) -> Literal["done", "skipped"]:
     """Figures and ages of a corrupted scan, by today's figures and weights."""
     target = case.kept(options, "json")
-    tools = participant.toolbox(app_settings(options))
+    tools = toolbox(app_settings(options))
     weights = {name: model.card.weights_sha256 for name, model in tools.models.items()}
     key = {"weights": weights, "code": zlib.crc32(Path(str(quality.__file__)).read_bytes())}
     if target.exists() and json.loads(target.read_text(encoding="utf-8"))["key"] == key:
@@ -251,12 +253,12 @@ def measure(case: Case, options: argparse.Namespace) -> Literal["done", "skipped
     return "done"
 
 
-def prepared_from(kept: Mapping[str, Any], tools: participant.Toolbox) -> participant.Prepared:
+def prepared_from(kept: Mapping[str, Any], tools: Toolbox) -> Prepared:
     """As ``participant.preprocess`` returned it, with today's figures."""
     working = Image(kept["working"], kept["working_affine"])
     found, mask, stripped = kept["working_labels"], kept["working_mask"], bool(kept["stripped"])
     measured = volumes(found, mask, working, stripped)
-    brain = Image(kept["brain"], participant.GRID_AFFINE)
+    brain = Image(kept["brain"], GRID_AFFINE)
     parts = Parts(found, mask, mask)
     figures = quality.assess(
         Segmentation(working, parts, parts, measured),
@@ -266,9 +268,7 @@ def prepared_from(kept: Mapping[str, Any], tools: participant.Toolbox) -> partic
     )  # fmt: skip
     cortex, white = (float(each) for each in kept["levels"])
     levels = {"cortex": cortex, "white_matter": white}
-    return participant.Prepared(
-        brain, kept["mask"], kept["shares"], levels, measured, dict(figures), [], {}
-    )
+    return Prepared(brain, kept["mask"], kept["shares"], levels, measured, dict(figures), [], {})
 
 
 # --- tables of scans ---

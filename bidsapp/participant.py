@@ -12,43 +12,35 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-import models
-from bidsapp import logs, report
+from bidsapp import kept, logs, report
 from bidsapp.derivatives import Derivatives, new_run_id
 from bidsapp.errors import NothingToDo, ScanError, UserError
 from bidsapp.execution import Crew, run_scans, worker_environment
 from bidsapp.fingerprint import fingerprint, software
+from bidsapp.prepared import DEGREES_OF_FREEDOM, Native, Prepared, model_input, on_model_grid
 from bidsapp.settings import Settings
 from bidsapp.study import Scan, Study, load_study
-from models import registry
-from models.contract import InputContract, ModelCard, ModelError, VolumeContract
-from models.intensity import TISSUES
+from bidsapp.toolbox import (
+    GRID_AFFINE,
+    GRID_SHAPE,
+    Toolbox,
+    check_resources,
+    lacking_atlas,
+    model_names,
+    toolbox,
+)
+from models.contract import ModelError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from bidsapp.preprocessing.image import Image, T1w
-    from bidsapp.preprocessing.segmentation import Segmentation
-    from bidsapp.preprocessing.templates import Template
-    from models.prediction import BrainAgeModel
+    from bidsapp.preprocessing.image import T1w
 
 log = logging.getLogger(__name__)
-
-GRID_SHAPE = (91, 109, 91)
-GRID_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
-"""The 2 mm MNI grid of the written images, RAS."""
-DEGREES_OF_FREEDOM = 12
-MODEL_REGISTRATION = "model_registration"
-"""Step that is done for models alone that take another template, or another registration."""
-TIMED = ("segmentation", "bias_field", "registration", "resampling", "quality", "figures")
-"""Steps whose seconds stay in the record when a scan is only predicted again."""
 
 
 def run(settings: Settings) -> int:
@@ -63,12 +55,12 @@ def run(settings: Settings) -> int:
         return _write_reports(settings)
     study = load_study(settings)
     out = Derivatives(settings.output_dir, study.root, settings.template)
-    names = _model_names(settings)
-    _check_resources(settings, names)
+    names = model_names(settings)
+    check_resources(settings, names)
     if settings.dry_run:
         _list(study, out)
         return 0
-    no_atlas = _lacking_atlas(settings)
+    no_atlas = lacking_atlas(settings)
     run_id = new_run_id()
     warnings = [*out.prepare(), *study.warnings, *no_atlas]
     out.write_text(out.log_dir(run_id) / "settings.toml", settings.to_toml())
@@ -161,55 +153,6 @@ def _cluster(settings: Settings) -> Crew:
 # --- one scan, in a worker process ---
 
 
-@dataclass(frozen=True)
-class Toolbox:
-    """What a worker loads once: networks, template, and the template on the standard grid."""
-
-    segmentation: nn.Module
-    segmentation_sha256: str
-    template: Template
-    template_brain: Image
-    template_mask: NDArray[np.bool_]
-    models: dict[str, BrainAgeModel]
-
-
-@dataclass
-class Prepared:
-    """A scan after preprocessing, and what a model's image is made of.
-
-    ``brain`` lies on the standard grid, zero outside ``mask``, and so do the ``shares`` of
-    tissue, (3, X, Y, Z); ``native`` is None where the images of an earlier run serve.
-    """
-
-    brain: Image
-    mask: NDArray[np.bool_]
-    shares: NDArray[np.float32]
-    levels: dict[str, float]
-    volumes_ml: dict[str, float | None]
-    quality: dict[str, Any]
-    steps: list[dict[str, Any]]
-    seconds: dict[str, float]
-    native: Native | None = None
-
-    @property
-    def segmentation(self) -> Segmentation:
-        """Of a scan that was preprocessed in this run."""
-        assert self.native is not None
-        return self.native.segmentation
-
-
-@dataclass(frozen=True)
-class Native:
-    """The bias-corrected scan on its own grid, and its brain on the working grid."""
-
-    t1w: T1w
-    corrected: Image
-    working: Image
-    segmentation: Segmentation
-    to_scan: NDArray[np.float64]
-    transforms: dict[tuple[str, int], NDArray[np.float64]] = field(default_factory=dict)
-
-
 def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done", "skipped"]:
     """From a scan to its record; does only what an earlier run left undone.
 
@@ -229,17 +172,17 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
     key = fingerprint(
         scan, digest, settings, tools.template.sha256, tools.segmentation_sha256, cards, references
     )
-    earlier = _earlier_record(scan, out)
-    if out.record(scan).exists() and not _same_images(earlier, key):
+    earlier = kept.earlier_record(scan, out)
+    if out.record(scan).exists() and not kept.same_images(earlier, key):
         out.remove_scan(scan)  # before it is read: should it fail, nothing of another one stays
         earlier = {}
     todo = _maps_to_make(scan, key, tools, settings, out)
-    if earlier.get("fingerprint") == key and _complete(scan, settings, out) and not todo:
+    if earlier.get("fingerprint") == key and kept.complete(scan, settings, out) and not todo:
         _refuse(scan, earlier["quality"], settings)
         return "skipped"
     out.remove_stale(out.record(scan).parent)
-    if _can_reuse(earlier, key, scan, settings, tools, out):
-        prepared = _reload(earlier, scan, out)
+    if kept.can_reuse(earlier, key, scan, settings, tools, out):
+        prepared = kept.reload(earlier, scan, out)
     else:
         t1w = load_t1w(scan.path)
         for warning in t1w.warnings:
@@ -247,9 +190,9 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
         with _naming(scan):
             prepared = preprocess(t1w, tools, settings)
         if settings.output_level == "minimal":
-            _remove_images(scan, settings, out)
+            kept.remove_images(scan, settings, out)
         else:
-            _write_images(prepared, scan, settings, out)
+            kept.write_images(prepared, scan, settings, out)
             with _timed("figures", prepared.seconds):
                 found = prepared.segmentation
                 report.write_figures(scan, found, prepared.brain, tools.template_brain, out)
@@ -370,50 +313,6 @@ def _refuse(scan: Scan, found: dict[str, Any], settings: Settings) -> None:
     log.warning("%s; look at the report before using its age.", text)
 
 
-def model_input(
-    prepared: Prepared, card: ModelCard, tools: Toolbox, settings: Settings
-) -> NDArray[np.float32]:
-    """What a model takes: the brain on its grid with its intensities, or volumes in ml."""
-    if isinstance(card.contract, VolumeContract):
-        return np.array(card.contract.select(prepared.volumes_ml), np.float32)
-    return _on_model_grid(prepared, card.contract, tools, settings)[0]
-
-
-def _on_model_grid(
-    prepared: Prepared, contract: InputContract, tools: Toolbox, settings: Settings
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
-    """Image and mask of a model's contract, and from voxels of the standard grid to its (4, 4)."""
-    from bidsapp.preprocessing import registration
-    from bidsapp.preprocessing.resampling import resample
-    from bidsapp.preprocessing.templates import load_template
-    from bidsapp.preprocessing.tissue import tissue_shares
-    from models import intensity
-
-    if _takes_standard_grid(contract, tools.template.name):
-        image, mask = intensity.view(
-            prepared.brain.data, prepared.mask, prepared.shares, prepared.levels,
-            contract.intensity,
-        )  # fmt: skip
-        return image, mask, np.eye(4)
-    native = prepared.native
-    assert native is not None  # _can_reuse sees to it
-    place = contract.template, contract.degrees_of_freedom
-    if place not in native.transforms:
-        native.transforms[place], record = registration.register(
-            native.working, load_template(contract.template), contract.degrees_of_freedom,
-            settings.random_seed, settings.work_dir,
-        )  # fmt: skip
-        prepared.steps.append(record | {"step": MODEL_REGISTRATION})
-    to_scan, affine = native.transforms[place], np.array(contract.affine)
-    brain = native.corrected.with_data(native.segmentation.on_scan.brain.astype(np.float32))
-    mask = resample(brain, to_scan, contract.shape, affine, order=1).data > 0.5
-    image = resample(native.corrected, to_scan, contract.shape, affine).data.clip(0) * mask
-    shares = tissue_shares(native.segmentation, to_scan, contract.shape, affine)
-    image, inside = intensity.view(image, mask, shares, prepared.levels, contract.intensity)
-    from_standard = np.linalg.inv(to_scan @ affine) @ native.to_scan @ prepared.brain.affine
-    return image, inside, from_standard
-
-
 def _maps_to_make(
     scan: Scan, key: dict[str, str], tools: Toolbox, settings: Settings, out: Derivatives
 ) -> dict[tuple[str, str], str]:
@@ -434,219 +333,11 @@ def _explain(
 
     def view(name: str) -> explain.View:
         contract = tools.models[name].card.image_contract
-        image, mask, from_standard = _on_model_grid(prepared, contract, tools, settings)
+        image, mask, from_standard = on_model_grid(prepared, contract, tools, settings)
         return explain.View(Brain(image, mask, scan.demographics.sex), from_standard)
 
     what = explain.Explained(scan, view, prepared.mask, tools.template_brain, key["preprocessing"])
     explain.write_maps(what, todo, tools.models, settings, out)
-
-
-@lru_cache(maxsize=1)
-def toolbox(settings: Settings) -> Toolbox:
-    """Load networks and template, once per process."""
-    import torch
-
-    from bidsapp.preprocessing.templates import load_template
-
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    template = load_template(settings.template)
-    try:
-        segmentation, card = registry.load_segmentation()
-        loaded = {
-            name: models.load(name, device, settings.model_paths.get(name))
-            for name in _model_names(settings)
-        }
-    except ModelError as error:
-        raise UserError(str(error)) from error
-    return Toolbox(
-        segmentation,
-        str(card["weights_sha256"]),
-        template,
-        *template.on(GRID_SHAPE, GRID_AFFINE),
-        loaded,
-    )
-
-
-def _model_names(settings: Settings) -> tuple[str, ...]:
-    """The models to run: those asked for, else all whose weights are here and the user's own."""
-    ready = models.available()
-    names = settings.models or (*ready, *settings.model_paths)
-    for name in names:
-        if name in settings.model_paths or name in ready:
-            continue
-        if name in models.known():
-            raise UserError(
-                f"--models {name}: its weights are not part of this software; "
-                f"{registry.how_to_get(models.card(name))}."
-            )
-        known = ", ".join(models.known()) or "none"
-        raise UserError(f"--models: there is no model '{name}'; known are {known}.")
-    return tuple(dict.fromkeys(names))
-
-
-def _card(name: str, settings: Settings) -> ModelCard:
-    """The card of a model, if need be of the user's own, whose weights are checked too."""
-    path = settings.model_paths.get(name)
-    if path is None:
-        return models.card(name)
-    try:
-        return registry.own_card(name, path)
-    except ModelError as error:
-        raise UserError(f"--model-file {name}={path} cannot be used: {error}") from error
-
-
-def _check_resources(settings: Settings, names: tuple[str, ...]) -> None:
-    """Learn once, and before the first scan, what a model lacks, or that there is no GPU."""
-    from bidsapp.preprocessing.templates import load_template
-
-    wanted = {settings.template: ""}
-    for name in names:
-        why = f"The model '{name}' wants another template; --models can leave it out. "
-        contract = _card(name, settings).contract
-        if isinstance(contract, InputContract):
-            wanted.setdefault(contract.template, why)
-    for template in sorted(wanted.keys() - {Settings.template}):  # the default one is bundled
-        try:
-            load_template(template)
-        except UserError as error:
-            raise UserError(f"{wanted[template]}{error}") from error
-    if settings.device == "cuda" and not settings.dask_scheduler:  # this may be a login node
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: no GPU was found that PyTorch can use.")
-
-
-def _lacking_atlas(settings: Settings) -> list[str]:
-    """Learn once, and before the first scan, that the maps of this level have no atlas."""
-    from bidsapp.preprocessing import atlas
-
-    methods = settings.importance_at("participant")
-    why = atlas.lacking(settings.atlas) if methods else ""
-    what = "No tables of regions" + (", no occlusion maps" if "occlusion" in methods else "")
-    return [f"{what}. {why}"] if why else []
-
-
-def _takes_standard_grid(contract: InputContract, template: str) -> bool:
-    return (
-        contract.template == template
-        and contract.degrees_of_freedom == DEGREES_OF_FREEDOM
-        and contract.shape == GRID_SHAPE
-        and bool(np.allclose(contract.affine, GRID_AFFINE))
-    )
-
-
-# --- what is on disk ---
-
-
-def _images(scan: Scan, settings: Settings, out: Derivatives) -> dict[str, Any]:
-    """The files of a scan beside its record."""
-    return {
-        "mask": out.brain_mask(scan),
-        "dseg": out.dseg(scan),
-        "forward": out.xfm(scan, "T1w", settings.template),
-        "inverse": out.xfm(scan, settings.template, "T1w"),
-        "preproc": out.preproc(scan),
-        "template_mask": out.template_mask(scan),
-        **{tissue: out.tissue(scan, tissue) for tissue in TISSUES},
-    }
-
-
-def _missing(scan: Scan, settings: Settings, out: Derivatives) -> list[str]:
-    return [n for n, path in _images(scan, settings, out).items() if not path.exists()]
-
-
-def _complete(scan: Scan, settings: Settings, out: Derivatives) -> bool:
-    """Whether all the images are there that the settings want to be kept."""
-    return settings.output_level == "minimal" or not _missing(scan, settings, out)
-
-
-def _earlier_record(scan: Scan, out: Derivatives) -> dict[str, Any]:
-    """The record of an earlier run; empty where there is none or it is damaged."""
-    if not out.record(scan).exists():
-        return {}
-    try:
-        return out.read_record(out.record(scan))
-    except UserError:
-        return {}
-
-
-def _same_images(earlier: dict[str, Any], key: dict[str, str]) -> bool:
-    """Whether preprocessing would make the images of an earlier record again."""
-    before = earlier.get("fingerprint")
-    return isinstance(before, dict) and before.get("preprocessing") == key["preprocessing"]
-
-
-def _can_reuse(
-    earlier: dict[str, Any], key: dict[str, str], scan: Scan, settings: Settings,
-    tools: Toolbox, out: Derivatives,
-) -> bool:  # fmt: skip
-    """Whether only the predictions are out of date, and the written image serves every model."""
-    from bidsapp.preprocessing import quality
-
-    return (
-        _same_images(earlier, key)
-        and not _missing(scan, settings, out)
-        and quality.LIMITS.keys() <= (earlier.get("quality") or {}).keys()
-        and all(
-            isinstance(model.card.contract, VolumeContract)
-            or _takes_standard_grid(model.card.contract, settings.template)
-            for model in tools.models.values()
-        )
-    )
-
-
-def _reload(earlier: dict[str, Any], scan: Scan, out: Derivatives) -> Prepared:
-    from bidsapp.preprocessing.image import Image
-
-    steps = [step for step in earlier["steps"] if step["step"] != MODEL_REGISTRATION]
-    return Prepared(
-        Image(*out.read_image(out.preproc(scan))),
-        out.read_image(out.template_mask(scan))[0] > 0,
-        np.stack([out.read_image(out.tissue(scan, tissue))[0] for tissue in TISSUES]),
-        next(step["levels"] for step in steps if step["step"] == "intensity"),
-        earlier["volumes_ml"],
-        {key: of for key, of in earlier["quality"].items() if key not in ("passed", "flags")},
-        steps,
-        {step: earlier["seconds"][step] for step in TIMED if step in earlier["seconds"]},
-    )
-
-
-def _write_images(prepared: Prepared, scan: Scan, settings: Settings, out: Derivatives) -> None:
-    native = prepared.native
-    assert native is not None
-    t1w, found, paths = native.t1w, native.segmentation.on_scan, _images(scan, settings, out)
-    out.remove(out.record(scan))  # of other settings: it must not vouch for the new images
-    by = {step["step"]: step for step in prepared.steps}
-    raw = {"Sources": [scan.source]}
-    segmented = raw | {"Steps": [by["segmentation"]]}
-    for name, labels in (("mask", found.intracranial), ("dseg", found.labels)):
-        on_file = t1w.on_file_grid(labels).astype(np.uint8)
-        out.write_image(paths[name], on_file, t1w.file_affine, segmented, np.uint8)
-    transform = raw | {"Steps": [by["registration"]]}
-    out.write_transform(paths["forward"], native.to_scan, transform)
-    out.write_transform(paths["inverse"], np.linalg.inv(native.to_scan), transform)
-    sources = [scan.source, out.uri(paths["mask"]), out.uri(paths["forward"])]
-    in_template = {"Sources": sources, "Steps": prepared.steps}
-    brain = prepared.brain
-    out.write_image(paths["preproc"], brain.data, brain.affine, in_template, np.float32)
-    out.write_image(
-        paths["template_mask"], prepared.mask.astype(np.uint8), brain.affine, in_template, np.uint8
-    )
-    for tissue, share in zip(TISSUES, prepared.shares):
-        out.write_image(paths[tissue], share, brain.affine, in_template, np.float32)
-
-
-def _remove_images(scan: Scan, settings: Settings, out: Derivatives) -> None:
-    """Remove what an earlier run of another output level has left, and the new record belies."""
-    out.remove(out.record(scan))
-    for path in _images(scan, settings, out).values():
-        out.remove_with_sidecar(path)
-    for name in report.FIGURES:
-        out.remove(out.figure(scan.participant_id, scan.stem, name))
-    out.remove(out.report(scan.participant_id))
 
 
 def _record(

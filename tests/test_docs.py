@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.group import simulate
-from bidsapp import group, group_tables, participant
+from bidsapp import group, group_tables, participant, toolbox
 from bidsapp.cli import build_parser
 from bidsapp.errors import ScanError
 from bidsapp.preprocessing.image import Image
@@ -69,14 +69,14 @@ def phantom() -> np.ndarray:
     return ball * np.random.default_rng(1).normal(1, 0.02, ball.shape).astype(np.float32)
 
 
-def stub_toolbox() -> participant.Toolbox:
+def stub_toolbox() -> toolbox.Toolbox:
     brain = phantom()
     template = Template("MNI152NLin2009aSym", Image(brain, AFFINE), brain > 0, "stub", "0" * 64)
     contract = InputContract(
         template=template.name,
         degrees_of_freedom=12,
-        shape=participant.GRID_SHAPE,
-        affine=participant.GRID_AFFINE.tolist(),
+        shape=toolbox.GRID_SHAPE,
+        affine=toolbox.GRID_AFFINE.tolist(),
         skull_stripped=True,
         bias_corrected=True,
         intensity="white_matter",
@@ -84,9 +84,9 @@ def stub_toolbox() -> participant.Toolbox:
     )
     error = Uncertainty(5.0, (-8.0, 8.0))
     card = ModelCard("stub", "Stub", "1", "None.", "CC0-1.0", "None.", contract, error)
-    on_grid = template.on(participant.GRID_SHAPE, participant.GRID_AFFINE)
+    on_grid = template.on(toolbox.GRID_SHAPE, toolbox.GRID_AFFINE)
     model = BrainAgeModel(card, [MeanOfImage().eval()])
-    return participant.Toolbox(ByIntensity(), "0" * 64, template, *on_grid, {"stub": model})
+    return toolbox.Toolbox(ByIntensity(), "0" * 64, template, *on_grid, {"stub": model})
 
 
 def one_after_the_other(scans: Any, work: Any, *, crash: Any, **_others: Any) -> list[Outcome]:

@@ -20,11 +20,11 @@ import pytest
 import torch
 from torch import nn
 
-from bidsapp import participant
+from bidsapp import kept, participant
 from bidsapp.demographics import Demographics
 from bidsapp.derivatives import Derivatives
 from bidsapp.errors import NothingToDo, ScanError, UserError
-from bidsapp.participant import GRID_AFFINE, GRID_SHAPE, Native, Prepared, Toolbox
+from bidsapp.prepared import Native, Prepared, model_input
 from bidsapp.preprocessing import bias_field, registration, segmentation
 from bidsapp.preprocessing.atlas import load_atlas
 from bidsapp.preprocessing.image import Image, T1w
@@ -34,6 +34,7 @@ from bidsapp.preprocessing.templates import Template
 from bidsapp.progress import Outcome
 from bidsapp.settings import Settings
 from bidsapp.study import Scan
+from bidsapp.toolbox import GRID_AFFINE, GRID_SHAPE, Toolbox, lacking_atlas
 from models.contract import InputContract, ModelCard, Output, Uncertainty, VolumeContract
 from models.prediction import BrainAgeModel
 from models.reference import fit
@@ -157,7 +158,7 @@ class Bench:
 
     @property
     def images(self) -> dict[str, Path]:
-        return participant._images(self.scan, self.settings, self.out)
+        return kept.images_of(self.scan, self.settings, self.out)
 
     def files(self) -> dict[str, tuple[int, bytes]]:
         """Time and content of every file of the output folder."""
@@ -670,7 +671,7 @@ def test_the_image_of_another_grid_lies_where_the_scan_lies(bench: Bench) -> Non
     segmented = dataclasses.replace(whole, on_scan=parts)
     place = {(TEMPLATE, 12): np.eye(4)}
     found.native = dataclasses.replace(found.native, segmentation=segmented, transforms=place)
-    seen = participant.model_input(found, card, bench._toolbox(bench.settings), bench.settings)
+    seen = model_input(found, card, bench._toolbox(bench.settings), bench.settings)
     assert seen.shape == shape and seen.min() == 0
     (x, y, z) = (np.array(affine) @ [*np.unravel_index(seen.argmax(), shape), 1])[:3]
     np.testing.assert_allclose((x, y), (29, -31), atol=8)
@@ -963,4 +964,4 @@ def test_that_there_is_no_atlas_is_said_before_the_first_scan_and_once(
     load_atlas.cache_clear()
     settings = Settings(tmp_path, tmp_path / "out", ("participant",), importance=importance)
     why = "The atlas CerebrA is not in TEMPLATEFLOW_HOME; --atlas cerebra fetches it once."
-    assert participant._lacking_atlas(settings) == [line + why for line in said]
+    assert lacking_atlas(settings) == [line + why for line in said]
