@@ -9,8 +9,6 @@ from __future__ import annotations
 import glob
 import gzip
 import json
-import math
-import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,50 +21,28 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from bidsapp import __version__
+from bidsapp.description import (
+    ABOUT,
+    BIDSIGNORE,
+    CITATION,
+    README,
+    check_owner,
+    check_source,
+    description,
+    source_of,
+)
 from bidsapp.errors import UserError
+from bidsapp.files import TEMPORARY, plain, read_json, replace, sidecar_path, table_cell
 
 if TYPE_CHECKING:
     from bidsapp.study import Scan
     from models.segmentation.labels import Label
 
-NAME = "brainage"
-BIDS_VERSION = "1.10.0"
 RESOLUTION = "2"
-_TEMPORARY = f".{NAME}-*.tmp"
 _STALE_SECONDS = 3600.0
 # Measured on label maps and float images: level 6 takes a quarter of the time of 9 for 1-4 % more.
 _COMPRESSION = 6
 
-_BIDSIGNORE = f"""\
-*.html
-figures
-logs/
-*_xfm.txt
-*_xfm.json
-*_brainage.json
-*_importance.nii.gz
-*_importance.json
-group_*
-{_TEMPORARY}
-"""
-_README = f"""\
-Brain age from T1-weighted MRI, written by {NAME}.
-
-sub-<label>.html is the report of a participant. sub-<label>/[ses-<label>/]anat holds the images
-of each scan and *_brainage.json, its record: the predicted ages, image quality, volumes of the
-tissues and how every step was done. group_* files, where present, summarise all records.
-dseg.tsv names the values of the *_dseg.nii.gz images. Images with space-<template> in their names
-lie in that template, the others on the grid of the scan. logs holds the settings and messages of
-each run, and in CITATION.md what to cite. The folder is a BIDS derivative; .bidsignore lists the
-names that BIDS does not define.
-
-A predicted brain age is a research result and no medical finding.
-"""
-_CITATION = f"""\
-Brain age was predicted with {NAME} {__version__}. The steps that were done, the software they used
-and the licences of the models are listed in the record of each scan (`*_brainage.json`).
-"""
 _DESCRIPTIONS = {
     "desc-brain_mask": "What the skull encloses: the brain and the fluid around it",
     f"res-{RESOLUTION}_desc-brain_mask": "The brain without the fluid around it: what models see",
@@ -211,7 +187,7 @@ class Derivatives:
 
     @property
     def _about(self) -> Path:
-        return self.root / "dataset_description.json"
+        return self.root / ABOUT
 
     @property
     def _space(self) -> str:
@@ -226,7 +202,7 @@ class Derivatives:
     def source_names(self) -> set[str]:
         """Folder names of the data sets that this folder was made from."""
         path = self._about
-        sources = _read_json(path).get("SourceDatasets") or () if path.exists() else ()
+        sources = read_json(path).get("SourceDatasets") or () if path.exists() else ()
         urls = (str(source.get("URL", "")) for source in sources if isinstance(source, Mapping))
         names = {Path(unquote(urlsplit(url).path)).name for url in urls}
         return (names | {self.study_root.name}) - {"", ".."}
@@ -256,14 +232,14 @@ class Derivatives:
             self.write_json(self._about, after)
         ignored = self.root / ".bidsignore"
         lines = ignored.read_text(encoding="utf-8").splitlines() if ignored.exists() else []
-        missing = [line for line in _BIDSIGNORE.splitlines() if line not in lines]
+        missing = [line for line in BIDSIGNORE.splitlines() if line not in lines]
         if missing:
             self.write_text(ignored, "\n".join(lines + missing) + "\n")
         readme, cite = self.root / "README", self.root / "logs" / "CITATION.md"
         if not readme.exists():
-            self.write_text(readme, _README)
+            self.write_text(readme, README)
         if citation or not cite.exists():
-            self.write_text(cite, citation or _CITATION)
+            self.write_text(cite, citation or CITATION)
         self.remove_stale(self.root)
         return warnings
 
@@ -274,36 +250,17 @@ class Derivatives:
     def _check(self) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         """The description of before, that of now, and what there is to warn of."""
         there = self._about.exists()  # asked once: another process may write it in between
-        before = _read_json(self._about) if there else {}
-        warnings = _check_owner(before, self._about) if there else []
-        after = self._description(before)
-        return before, after, warnings + self._check_source(_source(before), _source(after))
-
-    def _check_source(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-        """Refuse to mix the records of two data sets; warn where they may be two.
-
-        A data set may be moved, or mounted elsewhere, and keeps its name; it may be renamed where
-        it is, but for a container, in which every one is at the same place.
-        """
-
-        def same(key: str) -> bool | None:
-            return before[key] == now[key] if before.get(key) and now.get(key) else None
-
-        place = None if _container() else same("URL")
-        if same("Name") or same("DOI") or place or not any(self.record_paths()):
-            return []
-        if same("Name") is False:
-            raise UserError(
-                f"{self.root} holds records of the data set '{before['Name']}', and this is "
-                f"'{now['Name']}': give an output folder of its own to each, or, if it was only "
-                f"renamed, correct the name under SourceDatasets in {self._about}."
-            )
-        if place is False:
-            return [
-                f"{self.root} holds records of the data set at {before['URL']}, and this one is "
-                f"at {now['URL']}: it is taken for the same one, which was moved"
-            ]
-        return []
+        before = read_json(self._about) if there else {}
+        warnings = check_owner(before, self._about) if there else []
+        after = description(self.root, self.study_root, before)
+        return (
+            before,
+            after,
+            warnings
+            + check_source(
+                self.root, source_of(before), source_of(after), any(self.record_paths())
+            ),
+        )
 
     def remove(self, path: Path) -> None:
         """Remove a file, if it is there."""
@@ -312,7 +269,7 @@ class Derivatives:
     def remove_with_sidecar(self, path: Path) -> None:
         """Remove an image or transform and what is said about it."""
         self.remove(path)
-        self.remove(_sidecar_path(path))
+        self.remove(sidecar_path(path))
 
     def remove_scan(self, scan: Scan) -> None:
         """Remove all that was written of a scan, and the page that shows it."""
@@ -351,40 +308,12 @@ class Derivatives:
 
     def remove_stale(self, folder: Path) -> None:
         """Remove temporary files that a killed process left in a folder an hour ago or earlier."""
-        for path in folder.glob(_TEMPORARY):
+        for path in folder.glob(TEMPORARY):
             try:
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
             except FileNotFoundError:  # its writer, or another run, was faster
                 continue
-
-    def _description(self, before: Mapping[str, Any]) -> dict[str, Any]:
-        generator: dict[str, Any] = {"Name": NAME, "Version": __version__}
-        if container := _container():
-            generator["Container"] = container
-        description = {
-            "Name": f"{NAME}: brain age from T1-weighted MRI",
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": "derivative",
-            "GeneratedBy": [generator],
-            "HowToAcknowledge": "See logs/CITATION.md.",
-        }
-        source = self.study_root / "dataset_description.json"
-        if not source.is_file():  # the group level needs the output folder alone
-            kept = ("License", "SourceDatasets", "DatasetLinks")
-            return description | {key: before[key] for key in kept if key in before}
-        about = _read_json(source)
-        link = self.study_root.absolute().as_uri()
-        if self.root.resolve().is_relative_to(self.study_root.resolve()):
-            link = os.path.relpath(self.study_root.resolve(), self.root.resolve())
-        dataset = {"URL": link}
-        for key, name in (("Name", "Name"), ("DatasetDOI", "DOI")):
-            if about.get(key):
-                dataset[name] = str(about[key])
-        if about.get("License"):
-            description["License"] = about["License"]
-        links = {"raw": link, "templateflow": "https://github.com/templateflow/templateflow"}
-        return description | {"SourceDatasets": [dataset], "DatasetLinks": links}
 
     # --- writers ---
 
@@ -430,8 +359,8 @@ class Derivatives:
         image.set_sform(matrix, code)
         image.set_qform(matrix if _is_rigid(matrix) else None, code if _is_rigid(matrix) else 0)
         image.header.set_xyzt_units("mm")
-        _replace(path, gzip.compress(image.to_bytes(), _COMPRESSION, mtime=0))
-        self.write_json(_sidecar_path(path), self._sidecar(path.name, sidecar))
+        replace(path, gzip.compress(image.to_bytes(), _COMPRESSION, mtime=0))
+        self.write_json(sidecar_path(path), self._sidecar(path.name, sidecar))
 
     def write_transform(
         self, path: Path, matrix: ArrayLike, sidecar: Mapping[str, Any] | None = None
@@ -456,7 +385,7 @@ class Derivatives:
             "FixedParameters: 0 0 0\n"
         )
         self.write_text(path, text)
-        self.write_json(_sidecar_path(path), dict(sidecar or {}))
+        self.write_json(sidecar_path(path), dict(sidecar or {}))
 
     def write_table(
         self, path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any]
@@ -470,14 +399,14 @@ class Derivatives:
         columns
             Description of each column, in order; a text, or a mapping with ``Description``.
         """
-        cells = ([_table_cell(row.get(c)) for c in columns] for row in rows)
+        cells = ([table_cell(row.get(c)) for c in columns] for row in rows)
         lines = ("\t".join(line) + "\n" for line in chain([columns], cells))
         self.write_text(path, "".join(lines))
         described = {
             name: {"Description": about} if isinstance(about, str) else about
             for name, about in columns.items()
         }
-        self.write_json(_sidecar_path(path), described)
+        self.write_json(sidecar_path(path), described)
 
     def write_label_table(self, labels: Iterable[Label]) -> None:
         """Write the names of the values of the label images, once for the whole folder."""
@@ -486,16 +415,16 @@ class Derivatives:
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write JSON; keys keep their order, numbers that are not finite become null."""
-        text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
         self.write_text(path, text + "\n")
 
     def write_text(self, path: Path, text: str) -> None:
         """Write text as UTF-8."""
-        _replace(path, text.encode("utf-8"))
+        replace(path, text.encode("utf-8"))
 
     def write_bytes(self, path: Path, data: bytes) -> None:
         """Write bytes, such as those of a picture."""
-        _replace(path, data)
+        replace(path, data)
 
     def _sidecar(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Add what BIDS asks for and the name of the image already says."""
@@ -529,11 +458,11 @@ class Derivatives:
 
     def read_sidecar(self, path: Path) -> dict[str, Any]:
         """What is said about an image; nothing where it or its sidecar is absent or damaged."""
-        sidecar = _sidecar_path(path)
+        sidecar = sidecar_path(path)
         if not (path.is_file() and sidecar.is_file()):
             return {}
         try:
-            return _read_json(sidecar)
+            return read_json(sidecar)
         except UserError:
             return {}
 
@@ -548,7 +477,7 @@ class Derivatives:
             There is none, or it is damaged.
         """
         try:
-            return _read_json(path)
+            return read_json(path)
         except UserError as error:
             raise UserError(f"{error} Delete it and run the participant level again.") from error
 
@@ -565,7 +494,7 @@ class Derivatives:
                 f"{self.group_page_content} is not there, so the report of the group cannot be "
                 "written again; run the group level without --reports-only."
             )
-        return _read_json(self.group_page_content)
+        return read_json(self.group_page_content)
 
     def record_paths(self, participant_id: str = "sub-*") -> list[Path]:
         """The records that are there, of one participant or of all, sorted."""
@@ -592,93 +521,7 @@ def _desc(path: Path) -> str:
     return path.name.split("_desc-")[1].split("_")[0]
 
 
-def _sidecar_path(path: Path) -> Path:
-    return path.with_name(path.name.split(".")[0] + ".json")
-
-
 def _is_rigid(affine: NDArray[np.float64]) -> bool:
     """Whether the axes are at right angles, without which a qform cannot hold the affine."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.allclose(axes.T @ axes, np.eye(3), atol=1e-6))
-
-
-def _container() -> dict[str, str] | None:
-    """Return the image this runs in, which says its name in the environment."""
-    image = os.environ.get("BRAINAGE_IMAGE")
-    if not image:
-        return None
-    by_singularity = any(map(os.environ.get, ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")))
-    return {
-        "Type": "singularity" if by_singularity else "docker",
-        "Tag": f"{image}:{__version__}",
-    }
-
-
-def _source(description: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a description says of the data set that was read."""
-    sources = description.get("SourceDatasets")
-    first = sources[0] if isinstance(sources, list) and sources else None
-    return first if isinstance(first, Mapping) else {}
-
-
-def _check_owner(description: Mapping[str, Any], path: Path) -> list[str]:
-    """Refuse a folder that is not ours; warn where another version of the app wrote it."""
-    generators = description.get("GeneratedBy") or [{}]
-    first = generators[0] if isinstance(generators, list) else {}
-    if not isinstance(first, Mapping) or first.get("Name") != NAME:
-        raise UserError(
-            f"{path} says that the folder belongs to '{description.get('Name', 'unknown')}'; give "
-            f"an output folder of its own to {NAME}."
-        )
-    if first.get("Version") != __version__:
-        return [
-            f"{path.parent} was written by version {first.get('Version')}, this is {__version__}: "
-            "scans are processed again"
-        ]
-    return []
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object.")
-    return content
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Put a complete file in the place of `path`, whoever else does the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / _TEMPORARY.replace("*", uuid.uuid4().hex)
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    """Turn NumPy values, tuples and paths into what JSON knows."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
-
-
-def _table_cell(value: Any) -> str:
-    value = _plain(value)
-    if value is None or value == "":
-        return "n/a"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())

@@ -25,7 +25,8 @@ from bidsapp.analysis import (
     measure_accuracy,
 )
 from bidsapp.cohort import Cohort, collect
-from bidsapp.derivatives import NAME, Derivatives, new_run_id
+from bidsapp.derivatives import Derivatives, new_run_id
+from bidsapp.description import NAME
 from bidsapp.errors import NothingToDo, UserError
 from bidsapp.preprocessing import atlas
 from bidsapp.reporting.group_methods import Account

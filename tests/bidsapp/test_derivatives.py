@@ -13,10 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bidsapp import __version__, derivatives
+from bidsapp import __version__
 from bidsapp.demographics import Demographics
 from bidsapp.derivatives import Derivatives, new_run_id
 from bidsapp.errors import UserError
+from bidsapp.files import TEMPORARY
 from bidsapp.study import Scan
 from models.intensity import TISSUES
 
@@ -526,7 +527,7 @@ def test_killed_process_leaves_no_half_file(output: Derivatives) -> None:
     writer.join()
     assert len(path.read_text()) == 5_000_000
     others = files(output.root) - {path.name}
-    assert all(Path(name).match(derivatives._TEMPORARY) for name in others)
+    assert all(Path(name).match(TEMPORARY) for name in others)
 
 
 def _write_for_ever(output: Derivatives) -> None:
