@@ -39,7 +39,7 @@ from bidsapp.reporting.methods import stem_of  # noqa: E402
 from bidsapp.settings import Settings  # noqa: E402
 from bidsapp.study import load_study  # noqa: E402
 from models import registry  # noqa: E402
-from models.contract import InputContract, ModelCard  # noqa: E402
+from models.contract import ModelCard  # noqa: E402
 from models.ensemble import voters, weights_of  # noqa: E402
 from models.segmentation.labels import (  # noqa: E402
     LABELS,
@@ -449,7 +449,7 @@ def scanned_again(folder: Path, trainings: list[Path]) -> pd.DataFrame:
     frames = []
     for training in trainings:
         card = registry.read_card(training / registry.CARD)
-        if isinstance(card.contract, InputContract):
+        if card.in_ensemble:
             frames.append(ages_again(training, load_inputs(card, [folder]).scans))
     found = pd.concat(frames, ignore_index=True)
     mean = found.groupby(["person", "change"], as_index=False)["age"].mean()

@@ -20,8 +20,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.markdown import put, table  # noqa: E402
-from models.training import closed_form, linear, volumes  # noqa: E402
-from models.training.data import TrainingSet, load_training_set, load_volumes  # noqa: E402
+from models.training import closed_form, linear, morphometry, volumes  # noqa: E402
+from models.training.data import (  # noqa: E402
+    TrainingSet,
+    load_morphometry,
+    load_training_set,
+    load_volumes,
+)
 from models.training.folds import assign_folds  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "training.md"
@@ -66,10 +71,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="put the table into the page")
     options = parser.parse_args(arguments)
     maps = load_training_set(options.data, linear.LINEAR.intensity)
+    amounts = load_morphometry(options.data)
     shares = load_volumes(options.data, volumes.REGIONS)
+    methods = (
+        (linear.method(maps), maps),
+        (morphometry.method(amounts), amounts),
+        (volumes.method(shares), shares),
+    )
     found = pd.concat([
         figures(method, data, seed)
-        for method, data in ((linear.method(maps), maps), (volumes.method(shares), shares))
+        for method, data in methods
         for seed in range(1, options.seeds + 1)
     ])  # fmt: skip
     text = table(["model", "data set", "MAE, ours", "of all", "r, ours", "of all"], summary(found))

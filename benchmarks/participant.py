@@ -135,7 +135,8 @@ def run_app(head: Path, folder: Path) -> Measured:
     out = Derivatives(settings.output_dir, folder, settings.template)
     scan = Scan(head, f"bids:raw:{head.name}", STEM, None, STEM, Demographics())
     with timed("loading", seconds):
-        participant.toolbox(settings)
+        tools = participant.toolbox(settings)
+        tools.template_tissue(settings.template)  # made once, for the first scan of a worker
     with timed("total", seconds):
         participant.process(scan, settings, out)
     record = out.read_record(out.record(scan))

@@ -226,6 +226,7 @@ def arrays_of(found: Prepared) -> dict[str, Any]:
         "brain": found.brain.data,
         "mask": found.mask,
         "shares": found.shares,
+        "modulated": found.modulated,
         "to_scan": native.to_scan,
         "levels": [found.levels["cortex"], found.levels["white_matter"]],
         "field_range": by["bias_field"]["field_range"],
@@ -268,7 +269,17 @@ def prepared_from(kept: Mapping[str, Any], tools: Toolbox) -> Prepared:
     )  # fmt: skip
     cortex, white = (float(each) for each in kept["levels"])
     levels = {"cortex": cortex, "white_matter": white}
-    return Prepared(brain, kept["mask"], kept["shares"], levels, measured, dict(figures), [], {})
+    return Prepared(
+        brain,
+        kept["mask"],
+        kept["shares"],
+        kept["modulated"],
+        levels,
+        measured,
+        dict(figures),
+        [],
+        {},
+    )
 
 
 # --- tables of scans ---

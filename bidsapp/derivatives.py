@@ -51,6 +51,8 @@ _DESCRIPTIONS = {
     "label-GM_probseg": "Share of grey matter in each voxel, by the segmentation",
     "label-WM_probseg": "Share of white matter in each voxel, by the segmentation",
     "label-CSF_probseg": "Share of fluid in each voxel, ventricles included, by the segmentation",
+    "desc-modulated_probseg": "Amount of tissue in each voxel, warped to the template's tissue and"
+    " multiplied by the volume that the warp took from it",
     "importance": "How much each place in the brain contributed to the predicted age",
 }
 _TABLE_KEYS = {
@@ -107,6 +109,10 @@ class Derivatives:
     def tissue(self, scan: Scan, tissue: str) -> Path:
         """Share of a tissue ("GM") in each voxel, in the template."""
         return self._anat(scan, f"{self._space}_label-{tissue}_probseg.nii.gz")
+
+    def modulated(self, scan: Scan, tissue: str) -> Path:
+        """Amount of a tissue ("GM") in each voxel, warped to the template."""
+        return self._anat(scan, f"{self._space}_label-{tissue}_desc-modulated_probseg.nii.gz")
 
     def template_mask(self, scan: Scan) -> Path:
         """Brain mask in the template."""

@@ -56,7 +56,7 @@ DESCRIPTIONS = {
     "predicted from the image, less that with the region filled in from its surroundings",
 }
 UNITS = {"occlusion": "years"}
-NO_IMAGE = "No importance maps of {}: it sees volumes and no image, so there is nothing to map."
+NO_IMAGE = "No importance maps of {}: these methods map images, and it sees none."
 NOISE_WEIGHTS = "noise.safetensors"
 """File of the noise model in a model's folder."""
 
@@ -159,6 +159,30 @@ def atlas_of(named: tuple[str, ...], template: str) -> tuple[Atlas | None, str]:
     return Atlas(found.name, found.labels, found.affine, regions, space), ""
 
 
+def lacking(settings: Settings, level: str) -> list[str]:
+    """Learn once, before there is anything to map, what the maps of a level will lack.
+
+    Raises
+    ------
+    UserError
+        Where an atlas or a noise model that the user named cannot be used.
+    """
+    methods = settings.importance_at(level)
+    if "noise" in methods:
+        for file in settings.noise_model:
+            _read_noise_model(file, "cpu")
+    why = atlas_of(settings.atlas, settings.template)[1] if methods else ""
+    what = "No tables of regions" + (", no occlusion maps" if "occlusion" in methods else "")
+    return [f"{what}. {why}"] if why else []
+
+
+def _read_noise_model(file: str, device: str) -> NoiseModel:
+    try:
+        return NoiseModel.from_bytes(registry.read(Path(file)), device)
+    except (ModelError, ValueError) as error:
+        raise UserError(f"--noise-model {file} cannot be used: {error}.") from error
+
+
 @lru_cache(maxsize=4)
 def noise_model(
     files: tuple[str, ...], name: str, weights_sha256: str, device: str
@@ -173,10 +197,7 @@ def noise_model(
         Where a file is no noise model, or was fitted to other weights of this model.
     """
     for file in files:
-        try:
-            found = NoiseModel.from_bytes(registry.read(Path(file)), device)
-        except (ModelError, ValueError) as error:
-            raise UserError(f"--noise-model {file} cannot be used: {error}.") from error
+        found = _read_noise_model(file, device)
         if found.about.get("model") == name:
             if found.about.get("weights_sha256") != weights_sha256:
                 raise UserError(

@@ -43,7 +43,7 @@ from bidsapp.reporting.importance_figures import map_figure, region_bars
 from bidsapp.settings import Settings
 from bidsapp.study import Demographics, Scan
 from models import intensity
-from models.contract import InputContract, ModelError
+from models.contract import TISSUES, InputContract, ModelError
 from models.prediction import BrainAgeModel
 
 log = logging.getLogger(__name__)
@@ -107,13 +107,14 @@ class Images(Sequence[Brain]):
         source = self.sources[index]
         image, affine = self.out.read_image(self.out.preproc(source.scan))
         mask = self.out.read_image(self.out.template_mask(source.scan))[0] > 0
-        wanted = intensity.TISSUES if self.contract.intensity == intensity.TISSUE_MAP else ()
+        rule = self.contract.intensity
+        wanted = TISSUES if rule == intensity.TISSUE_MAP else ()
         shares = np.array(
             [self.out.read_image(self.out.tissue(source.scan, t))[0] for t in wanted]
         )
         to_model = np.linalg.inv(np.array(self.contract.affine)) @ affine
         brain = _as_contract(image, mask, shares, to_model, self.contract)
-        seen, inside = intensity.view(*brain, source.levels, self.contract.intensity)
+        seen, inside = intensity.view(*brain, source.levels, rule)
         return View(Brain(seen, inside, source.sex), to_model), mask, affine
 
 
@@ -220,7 +221,7 @@ def good_sources(out: Derivatives) -> Iterator[Source]:
             record.get("session_id"), stem, Demographics(),
         )  # fmt: skip
         needed = (out.preproc(scan), out.template_mask(scan),
-                  *(out.tissue(scan, tissue) for tissue in intensity.TISSUES))  # fmt: skip
+                  *(out.tissue(scan, tissue) for tissue in TISSUES))  # fmt: skip
         there = all(path.is_file() for path in needed)
         levels = [s["levels"] for s in record.get("steps") or () if s.get("step") == "intensity"]
         passed = (record.get("quality") or {}).get("passed") is not False

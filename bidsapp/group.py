@@ -28,7 +28,6 @@ from bidsapp.cohort import Cohort, collect
 from bidsapp.derivatives import Derivatives, new_run_id
 from bidsapp.description import NAME
 from bidsapp.errors import NothingToDo, UserError
-from bidsapp.preprocessing import atlas
 from bidsapp.reporting.group_methods import Account
 from bidsapp.reporting.group_page import Results
 from bidsapp.settings import Settings
@@ -92,8 +91,10 @@ def run(settings: Settings) -> int:
         }
         verdicts = [*cohort.verdicts, *findings]
         if settings.importance_at("group"):
-            # one that was named and cannot be had stops the run before anything is removed
-            atlas.lacking(settings.atlas)
+            from bidsapp import explain  # late: it needs torch
+
+            # what was named and cannot be used stops the run before anything is removed
+            explain.lacking(settings, "group")
         out.remove_group_importance()
         _write(out, results, tables, _corrections(results, verdicts, cohort, settings))
         page = _page(distinct, tables, repeats, verdicts, cohort, settings)

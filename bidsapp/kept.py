@@ -9,14 +9,13 @@ import numpy as np
 from bidsapp import report
 from bidsapp.derivatives import Derivatives
 from bidsapp.errors import UserError
-from bidsapp.prepared import MODEL_REGISTRATION, Prepared, takes_standard_grid
+from bidsapp.prepared import MODEL_REGISTRATION, Prepared, served
 from bidsapp.settings import Settings
 from bidsapp.study import Scan
 from bidsapp.toolbox import Toolbox
-from models.contract import VolumeContract
-from models.intensity import TISSUES
+from models.contract import TISSUES
 
-TIMED = ("segmentation", "bias_field", "registration", "resampling", "quality", "figures")
+TIMED = ("segmentation", "bias_field", "registration", "resampling", "warp", "quality", "figures")
 """Steps whose seconds stay in the record when a scan is only predicted again."""
 
 
@@ -30,6 +29,7 @@ def images_of(scan: Scan, settings: Settings, out: Derivatives) -> dict[str, Any
         "preproc": out.preproc(scan),
         "template_mask": out.template_mask(scan),
         **{tissue: out.tissue(scan, tissue) for tissue in TISSUES},
+        **{f"modulated {tissue}": out.modulated(scan, tissue) for tissue in TISSUES},
     }
 
 
@@ -70,11 +70,7 @@ def can_reuse(
         same_images(earlier, key)
         and not missing(scan, settings, out)
         and quality.LIMITS.keys() <= (earlier.get("quality") or {}).keys()
-        and all(
-            isinstance(model.card.contract, VolumeContract)
-            or takes_standard_grid(model.card.contract, settings.template)
-            for model in tools.models.values()
-        )
+        and all(served(m.card.contract, settings.template) for m in tools.models.values())
     )
 
 
@@ -87,6 +83,7 @@ def reload(earlier: dict[str, Any], scan: Scan, out: Derivatives) -> Prepared:
         Image(*out.read_image(out.preproc(scan))),
         out.read_image(out.template_mask(scan))[0] > 0,
         np.stack([out.read_image(out.tissue(scan, tissue))[0] for tissue in TISSUES]),
+        np.stack([out.read_image(out.modulated(scan, tissue))[0] for tissue in TISSUES]),
         next(step["levels"] for step in steps if step["step"] == "intensity"),
         earlier["volumes_ml"],
         {key: of for key, of in earlier["quality"].items() if key not in ("passed", "flags")},
@@ -117,8 +114,10 @@ def write_images(prepared: Prepared, scan: Scan, settings: Settings, out: Deriva
     out.write_image(
         paths["template_mask"], prepared.mask.astype(np.uint8), brain.affine, in_template, np.uint8
     )
-    for tissue, share in zip(TISSUES, prepared.shares):
+    for tissue, share, amount in zip(TISSUES, prepared.shares, prepared.modulated):
         out.write_image(paths[tissue], share, brain.affine, in_template, np.float32)
+        target = paths[f"modulated {tissue}"]
+        out.write_image(target, amount, brain.affine, in_template, np.float32)
 
 
 def remove_images(scan: Scan, settings: Settings, out: Derivatives) -> None:

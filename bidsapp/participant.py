@@ -1,8 +1,8 @@
 """The participant level: every T1w scan of a study becomes a record with its brain age.
 
 Methods, in order: load and validate; segment; correct the bias field (N4) inside the brain;
-register linearly to the template; resample once; scale intensities as each model was trained;
-predict; record; report.
+register linearly to the template; resample once; warp the tissue to the template's; scale
+intensities as each model was trained; predict; record; report.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from bidsapp.toolbox import (
     GRID_SHAPE,
     Toolbox,
     check_resources,
-    lacking_atlas,
     model_names,
     toolbox,
 )
@@ -60,9 +59,9 @@ def run(settings: Settings) -> int:
     if settings.dry_run:
         _list(study, out)
         return 0
-    no_atlas = lacking_atlas(settings)
+    lacking = _lacking_maps(settings)
     run_id = new_run_id()
-    warnings = [*out.prepare(), *study.warnings, *no_atlas]
+    warnings = [*out.prepare(), *study.warnings, *lacking]
     out.write_text(out.log_dir(run_id) / "settings.toml", settings.to_toml())
     with logs.to_console_and_file(out.log_dir(run_id) / "log.txt", settings.log_level):
         for warning in warnings:
@@ -71,6 +70,15 @@ def run(settings: Settings) -> int:
         participants = {scan.participant_id for scan in study.scans}
         report.write_participants(participants, out, settings.output_level == "full")
     return 1 if failed else 0
+
+
+def _lacking_maps(settings: Settings) -> list[str]:
+    """What the maps of this level will lack, if any are wanted."""
+    if not settings.importance_at("participant"):
+        return []
+    from bidsapp import explain  # late: it needs torch
+
+    return explain.lacking(settings, "participant")
 
 
 def _list(study: Study, out: Derivatives) -> None:
@@ -209,8 +217,9 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
 
 
 def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
-    """Segmentation -> bias field -> registration -> one resampling -> quality figures."""
+    """Segmentation -> bias field -> registration -> one resampling -> morphometry -> quality."""
     from bidsapp.preprocessing import bias_field, intensity, quality, registration, segmentation
+    from bidsapp.preprocessing.morphometry import modulated_tissue
     from bidsapp.preprocessing.resampling import resample
     from bidsapp.preprocessing.tissue import tissue_shares
 
@@ -235,6 +244,12 @@ def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
         shares = tissue_shares(found, to_scan, GRID_SHAPE, GRID_AFFINE)
         steps.append({"step": "resampling", "parameters": {"interpolation": "cubic spline",
                       "mm": 2.0, "shape": list(GRID_SHAPE)}})  # fmt: skip
+    with _timed("warp", seconds):
+        template = tools.template_tissue(tools.template.name)
+        modulated, record = modulated_tissue(
+            shares, template, settings.random_seed, settings.work_dir
+        )
+        steps.append(record)
     with _timed("quality", seconds):
         levels = intensity.tissue_levels(working.data, found.on_working.labels)
         steps.append({"step": "intensity", "levels": levels})
@@ -246,7 +261,9 @@ def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
     known = {(tools.template.name, DEGREES_OF_FREEDOM): to_scan}
     native = Native(t1w, corrected, brain, found, to_scan, known)
     volumes = found.volumes_ml
-    return Prepared(registered, inside, shares, levels, volumes, figures, steps, seconds, native)
+    return Prepared(
+        registered, inside, shares, modulated, levels, volumes, figures, steps, seconds, native
+    )
 
 
 def predict(

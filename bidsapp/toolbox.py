@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ import models
 from bidsapp.errors import UserError
 from bidsapp.settings import Settings
 from models import registry
-from models.contract import InputContract, ModelCard, ModelError
+from models.contract import ModelCard, ModelError, VolumeContract
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,13 +30,17 @@ GRID_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0
 
 @dataclass(frozen=True)
 class Toolbox:
-    """What a worker loads once: networks, template, and the template on the standard grid."""
+    """What a worker loads once: networks, template, and the template on the standard grid.
+
+    ``template_tissue`` gives the shares of tissue of a template, by its name, on that grid.
+    """
 
     segmentation: nn.Module
     segmentation_sha256: str
     template: Template
     template_brain: Image
     template_mask: NDArray[np.bool_]
+    template_tissue: Callable[[str], NDArray[np.float32]]
     models: dict[str, BrainAgeModel]
 
 
@@ -63,8 +68,20 @@ def toolbox(settings: Settings) -> Toolbox:
         str(card["weights_sha256"]),
         template,
         *template.on(GRID_SHAPE, GRID_AFFINE),
+        lru_cache(partial(_tissue_of, segmentation)),
         loaded,
     )
+
+
+def _tissue_of(network: nn.Module, name: str) -> NDArray[np.float32]:
+    """Shares of tissue of a template, (3, X, Y, Z), found as those of a scan; sides alike."""
+    from bidsapp.preprocessing.segmentation import segment
+    from bidsapp.preprocessing.templates import load_template
+    from bidsapp.preprocessing.tissue import tissue_shares
+
+    found, _ = segment(load_template(name).brain, network, "auto")
+    shares = tissue_shares(found, np.eye(4), GRID_SHAPE, GRID_AFFINE)
+    return ((shares + shares[:, ::-1]) / 2).astype(np.float32)
 
 
 def model_names(settings: Settings) -> tuple[str, ...]:
@@ -103,7 +120,7 @@ def check_resources(settings: Settings, names: tuple[str, ...]) -> None:
     for name in names:
         why = f"The model '{name}' wants another template; --models can leave it out. "
         contract = _card(name, settings).contract
-        if isinstance(contract, InputContract):
+        if not isinstance(contract, VolumeContract):
             wanted.setdefault(contract.template, why)
     for template in sorted(wanted.keys() - {Settings.template}):  # the default one is bundled
         try:
@@ -115,13 +132,3 @@ def check_resources(settings: Settings, names: tuple[str, ...]) -> None:
 
         if not torch.cuda.is_available():
             raise UserError("--device cuda: no GPU was found that PyTorch can use.")
-
-
-def lacking_atlas(settings: Settings) -> list[str]:
-    """Learn once, and before the first scan, that the maps of this level have no atlas."""
-    from bidsapp.preprocessing import atlas
-
-    methods = settings.importance_at("participant")
-    why = atlas.lacking(settings.atlas) if methods else ""
-    what = "No tables of regions" + (", no occlusion maps" if "occlusion" in methods else "")
-    return [f"{what}. {why}"] if why else []

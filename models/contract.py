@@ -16,6 +16,8 @@ from typing import Any, Self, get_args, get_origin
 Affine = tuple[tuple[float, ...], ...]
 DEGREES_OF_FREEDOM = (6, 7, 12)
 """Of a linear registration: rigid, similarity, affine."""
+TISSUES = ("GM", "WM", "CSF")
+"""Order of the maps of tissue; outer fluid and ventricles are one."""
 
 
 class ModelError(ValueError):
@@ -111,6 +113,50 @@ class VolumeContract:
 
 
 @dataclass(frozen=True)
+class MorphometryContract:
+    """Which modulated maps of tissue a model takes, in place of an image, at 4 mm.
+
+    Attributes
+    ----------
+    template
+        TemplateFlow name of the template to which brains are warped.
+    tissues
+        ``TISSUES``, in the order in which the network takes them.
+    grid
+        Voxels of a map along the three axes.
+    ages
+        Youngest and oldest age trained on, in years.
+    needs_sex
+        Whether the network takes the sex of the person beside them.
+    """
+
+    template: str
+    tissues: tuple[str, ...]
+    grid: tuple[int, int, int]
+    ages: tuple[float, float]
+    needs_sex: bool = False
+
+    def __post_init__(self) -> None:
+        if tuple(self.tissues) != TISSUES:
+            raise ModelError(f"contract.tissues must be {', '.join(TISSUES)}")
+        if len(self.grid) != 3 or not all(type(side) is int and side > 0 for side in self.grid):
+            raise ModelError("contract.grid must be three positive whole numbers")
+        _set(self, "tissues", tuple(self.tissues))
+        _set(self, "grid", tuple(self.grid))
+        _set(self, "ages", _age_range(self.ages))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of what the network takes for one scan."""
+        return (len(self.tissues), *self.grid)
+
+
+Contract = InputContract | VolumeContract | MorphometryContract
+_TELLING = {"volumes": VolumeContract, "tissues": MorphometryContract}
+"""Key by which the table of a contract tells its kind."""
+
+
+@dataclass(frozen=True)
 class Output:
     """From what the network says to years: age = offset + scale * network(image)."""
 
@@ -180,7 +226,7 @@ class ModelCard:
     summary: str
     license: str
     citation: str
-    contract: InputContract | VolumeContract
+    contract: Contract
     uncertainty: Uncertainty
     output: Output = Output()
     weights_sha256: str = ""
@@ -208,11 +254,12 @@ class ModelCard:
         Raises
         ------
         ModelError
-            Where it takes volumes in place of an image.
+            Where it takes something else in place of an image.
         """
-        if isinstance(self.contract, VolumeContract):
-            raise ModelError(f"The model '{self.name}' takes volumes, and no image.")
-        return self.contract
+        if isinstance(self.contract, InputContract):
+            return self.contract
+        what = "volumes" if isinstance(self.contract, VolumeContract) else "maps of tissue"
+        raise ModelError(f"The model '{self.name}' takes {what}, and no image.")
 
     @classmethod
     def from_toml(cls, text: str, where: str = "the model card") -> Self:
@@ -233,9 +280,9 @@ class ModelCard:
         try:
             table = tomllib.loads(text)
             contract = table.get("contract")
-            of_volumes = isinstance(contract, dict) and "volumes" in contract
-            takes = {"contract": VolumeContract if of_volumes else InputContract}
-            for key, kind in (takes | _TABLES).items():
+            keys = contract.keys() if isinstance(contract, dict) else ()
+            takes = [kind for key, kind in _TELLING.items() if key in keys] or [InputContract]
+            for key, kind in ({"contract": takes[0]} | _TABLES).items():
                 if key in table:
                     table[key] = _build(kind, table[key], f"{key}.")
             return _build(cls, table, "")

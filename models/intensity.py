@@ -18,8 +18,6 @@ Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 GREY, WHITE, HIGHEST = 0.6, 1.0, 1.5
 TISSUE_MAP = "tissue_map"
-TISSUES = ("GM", "WM", "CSF")
-"""Order of the shares of tissue; outer fluid and ventricles are one."""
 OUTSIDE, CODES = 0.6, (1.0, 0.0, 0.4)
 """Values of the tissue map where there is no brain, and where a voxel is all of one tissue.
 

@@ -31,7 +31,8 @@ class BrainAgeModel:
         What the model is, and the contract its images must keep.
     networks
         The members of the ensemble (say, one per fold), in evaluation mode on one device.
-        A member maps images (N, 1, X, Y, Z) to N numbers, or volumes (N, 1, V). One that needs
+        A member maps images (N, 1, X, Y, Z) to N numbers, or maps of three tissues
+        (N, 1, 3, X, Y, Z), or volumes (N, 1, V). One that needs
         the sex takes it as a second argument (N numbers, M 0 and F 1), and may be given one
         image and several sexes.
     reference
@@ -50,7 +51,8 @@ class BrainAgeModel:
     def tensor(self, image: np.ndarray) -> Tensor:
         """Check an image against the contract; as (1, 1, X, Y, Z) on the networks' device.
 
-        Volumes, of a model that takes them in place of an image, come out as (1, 1, V).
+        What a model takes in place of an image, volumes (V,) or maps of tissue (3, X, Y, Z), gets
+        two axes before it as well.
 
         Raises
         ------
@@ -86,8 +88,8 @@ class BrainAgeModel:
         Parameters
         ----------
         image
-            (X, Y, Z) on the grid of ``card.contract``, intensities by its rule; or its volumes,
-            (V,), in ml.
+            (X, Y, Z) on the grid of ``card.contract``, intensities by its rule; or its maps of
+            tissue, (3, X, Y, Z); or its volumes, (V,), in ml.
         sex
             "F", "M" or None for unknown.
         age

@@ -86,7 +86,11 @@ def stub_toolbox() -> toolbox.Toolbox:
     card = ModelCard("stub", "Stub", "1", "None.", "CC0-1.0", "None.", contract, error)
     on_grid = template.on(toolbox.GRID_SHAPE, toolbox.GRID_AFFINE)
     model = BrainAgeModel(card, [MeanOfImage().eval()])
-    return toolbox.Toolbox(ByIntensity(), "0" * 64, template, *on_grid, {"stub": model})
+    tissue = np.zeros((3, *toolbox.GRID_SHAPE), np.float32)
+    tissue[0, 20:60, 20:60, 20:60] = 1
+    return toolbox.Toolbox(
+        ByIntensity(), "0" * 64, template, *on_grid, lambda *_: tissue, {"stub": model}
+    )
 
 
 def one_after_the_other(scans: Any, work: Any, *, crash: Any, **_others: Any) -> list[Outcome]:

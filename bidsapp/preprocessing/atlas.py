@@ -66,23 +66,6 @@ def load_atlas(named: tuple[str, ...] = ()) -> AtlasFiles:
     return AtlasFiles(name, space, labels.clip(0).astype(np.int32), affine, text, table)
 
 
-def lacking(named: tuple[str, ...] = ()) -> str:
-    """Why there is no atlas; empty where there is one.
-
-    Raises
-    ------
-    UserError
-        Where one that was named cannot be used.
-    """
-    try:
-        load_atlas(named)
-    except UserError as error:
-        if named:
-            raise
-        return str(error)
-    return ""
-
-
 def _cerebra(fetch: bool) -> tuple[Path, Path]:
     if here := _cached():
         return here

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from bidsapp.preprocessing.resampling import resample
 from bidsapp.preprocessing.segmentation import Segmentation
-from models.intensity import TISSUES
+from models.contract import TISSUES
 from models.segmentation import labels
 
 _COUNTED = {"GM": ("GM",), "WM": ("WM",), "CSF": ("CSF", "ventricle")}
@@ -33,7 +33,7 @@ def tissue_shares(
 
     Returns
     -------
-    (3, X, Y, Z) float32, the shares of ``models.intensity.TISSUES``, 0 to 1.
+    (3, X, Y, Z) float32, the shares of ``models.contract.TISSUES``, 0 to 1.
     """
     shares = np.empty((len(TISSUES), *shape), np.float32)
     for share, tissue in zip(shares, TISSUES):

@@ -27,6 +27,11 @@ REFERENCES: dict[str, str] = {
     "ants": "Avants BB, Tustison NJ, Song G, Cook PA, Klein A, Gee JC (2011). A reproducible "
     "evaluation of ANTs similarity metric performance in brain image registration. NeuroImage "
     "54(3):2033-2044. https://doi.org/10.1016/j.neuroimage.2010.09.025",
+    "syn": "Avants BB, Epstein CL, Grossman M, Gee JC (2008). Symmetric diffeomorphic image "
+    "registration with cross-correlation. Medical Image Analysis 12(1):26-41. "
+    "https://doi.org/10.1016/j.media.2007.06.004",
+    "vbm": "Ashburner J, Friston KJ (2000). Voxel-based morphometry: the methods. NeuroImage "
+    "11(6):805-821. https://doi.org/10.1006/nimg.2000.0582",
     "icbm2009": "Fonov VS, Evans AC, McKinstry RC, Almli CR, Collins DL (2009). Unbiased "
     "nonlinear average age-appropriate brain templates from birth to adulthood. NeuroImage "
     "47(S1):S102. https://doi.org/10.1016/S1053-8119(09)70884-5",
@@ -59,6 +64,8 @@ REFERENCES: dict[str, str] = {
 _CITED = {
     r"(?i:\bn4)": "n4",
     r"(?i:\bants)": "ants",
+    r"\bSyN\b": "syn",
+    r"\bmodulated\b": "vbm",
     r"(?i:\bnibabel)": "nibabel",
     r"(?i:\bnilearn)": "nilearn",
     r"(?i:\bpybids)": "pybids",
@@ -77,6 +84,8 @@ _STEPS = {
     "registration": "The brain was registered to the template",
     "model_registration": "For some models the brain was also registered to the template",
     "resampling": "The image was resampled to the grid of the model",
+    "warp": "Tissue was warped to that of the template and modulated by the volume that "
+    "the warp took",
     "intensity": "Intensities were scaled",
     "quality": "The quality of the image and of its preprocessing was measured",
 }
@@ -262,7 +271,10 @@ def _contract_sentence(contract: Record) -> str:
     said = [f"Its input is the image in {template}{_citations(template)}"]
     if volumes := contract.get("volumes"):
         said = [f"Its input is {len(volumes)} volumes ({', '.join(map(_spaced, volumes))})"]
-    if shape := contract.get("shape"):
+    if tissues := contract.get("tissues"):
+        listed = ", ".join(map(str, tissues))
+        said = [f"Its input is modulated tissue ({listed}) in {template}{_citations(template)}"]
+    if shape := contract.get("shape") or contract.get("grid"):
         said.append(f"{' x '.join(str(n) for n in shape)} voxels")
     if (freedom := contract.get("degrees_of_freedom")) is not None:
         said.append(f"{freedom} degrees of freedom")

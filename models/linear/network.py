@@ -25,29 +25,41 @@ class LinearMap(nn.Module):
     Parameters
     ----------
     shape
-        Of the images at 4 mm.
+        Of the images at 4 mm; with another axis before it where there are several of a person.
     smoothing
         How often the image is averaged over 3 x 3 x 3 voxels of 4 mm.
+    solid
+        Voxels of grey and white matter to which the maps of a person are scaled, so that the size
+        of a brain tells nothing; 0 leaves them as they are. For maps of tissue.
     """
 
     gain: Tensor
     bias: Tensor
 
-    def __init__(self, shape: Sequence[int] = (46, 55, 46), smoothing: int = 1) -> None:
+    def __init__(
+        self, shape: Sequence[int] = (46, 55, 46), smoothing: int = 1, solid: float = 0.0
+    ) -> None:
         super().__init__()
-        self.smoothing = smoothing
+        self.smoothing, self.solid = smoothing, solid
         self.weight = nn.Parameter(torch.zeros(tuple(shape)))
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("bias", torch.zeros(()))
 
     def prepared(self, x: Tensor) -> Tensor:
-        """(N, 1, X, Y, Z) at 2 or 4 mm -> (N, *shape): smoothed, left and right the same."""
-        coarse = smoothed(at_4_mm(x), self.smoothing)[:, 0]
-        return (coarse + coarse.flip(1)) / 2
+        """(N, 1, X, Y, Z) at 2 or 4 mm -> (N, *shape): smoothed, left and right the same.
+
+        Several images of a person come as (N, 1, C, X, Y, Z).
+        """
+        maps = at_4_mm(x.flatten(1, -4))
+        if self.solid:
+            maps = maps * (self.solid / maps[:, :2].sum((1, 2, 3, 4), keepdim=True).clamp(min=1))
+        coarse = smoothed(maps, self.smoothing)
+        return ((coarse + coarse.flip(2)) / 2).reshape(len(x), *self.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, X, Y, Z) -> (N,), age in the card's units."""
-        return (self.prepared(x) * self.weight).sum((1, 2, 3)) * self.gain + self.bias
+        weighted = self.prepared(x) * self.weight
+        return weighted.flatten(1).sum(1) * self.gain + self.bias
 
 
 def build(config: dict[str, Any]) -> LinearMap:

@@ -17,7 +17,7 @@ from models.training.options import (
     EncoderOptions,
     Options,
 )
-from models.training.recipes import CLOSED_FORM, RECIPES, VOLUMES, Recipe
+from models.training.recipes import CLOSED_FORM, MORPHOMETRY, RECIPES, VOLUMES, Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -258,8 +258,8 @@ def _train_segmentation(chosen: argparse.Namespace) -> None:
 
 
 def _train_closed_form(chosen: argparse.Namespace) -> None:
-    from models.training import closed_form, linear, volumes
-    from models.training.data import load_training_set, load_volumes
+    from models.training import closed_form, linear, morphometry, volumes
+    from models.training.data import load_morphometry, load_training_set, load_volumes
     from models.training.folds import assign_folds
 
     _keep_memory()
@@ -267,6 +267,9 @@ def _train_closed_form(chosen: argparse.Namespace) -> None:
     if recipe is VOLUMES:
         data = load_volumes(chosen.data, volumes.REGIONS)
         method = volumes.method(data)
+    elif recipe is MORPHOMETRY:
+        data = load_morphometry(chosen.data)
+        method = morphometry.method(data)
     else:
         data = load_training_set(chosen.data, recipe.intensity)
         method = linear.method(data)

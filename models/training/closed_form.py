@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.contract import InputContract, ModelCard, VolumeContract
+from models.contract import Contract, ModelCard
 from models.registry import save_model
 from models.training import evaluation
 from models.training.data import TrainingScan, TrainingSet
@@ -50,15 +50,18 @@ class Method:
         Arguments of its ``build``.
     in_ensemble
         Whether it votes.
+    architecture
+        The folder of ``models`` that builds its network; empty: ``name``.
     """
 
     name: str
     recipe: Recipe
-    contract: InputContract | VolumeContract
+    contract: Contract
     inputs: Callable[[Sequence[TrainingScan]], tuple[Tensor, ...]]
     fit: Callable[[Sequence[TrainingScan], NDArray[np.float64]], tuple[nn.Module, float]]
     network: dict[str, Any] = field(default_factory=dict)
     in_ensemble: bool = True
+    architecture: str = ""
 
 
 def train(
@@ -112,6 +115,7 @@ def train(
         contract=method.contract,
         uncertainty=evaluation.uncertainty(ages, predicted),
         output=output,
+        architecture=method.architecture,
         in_ensemble=method.in_ensemble,
         known_failures=known_failures(data, figures),
         network=method.network,

@@ -18,8 +18,16 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from models.contract import Affine, ModelCard, ModelError, VolumeContract
-from models.intensity import TISSUE_MAP, TISSUES, scale, tissue_map
+from models.coarse import at_4_mm
+from models.contract import (
+    TISSUES,
+    Affine,
+    ModelCard,
+    ModelError,
+    MorphometryContract,
+    VolumeContract,
+)
+from models.intensity import TISSUE_MAP, scale, tissue_map
 
 RECORD = "_brainage.json"
 IMAGE = "_space-*_res-2_desc-preproc_T1w.nii.gz"
@@ -40,9 +48,10 @@ class TrainingScan:
     sex
         "F", "M" or None.
     image
-        (X, Y, Z), float16, scaled by the intensity rule; or the scan's volumes, (V,), float32, ml.
+        (X, Y, Z), float16, scaled by the intensity rule; or modulated tissue at 4 mm,
+        (3, X, Y, Z), float32; or the scan's volumes, (V,), float32, ml.
     stripped
-        Of a tissue map, the same without the fluid around the brain, as a tight strip leaves it.
+        Of maps of tissue, the same without the fluid around the brain, as a tight strip leaves it.
     """
 
     name: str
@@ -153,10 +162,45 @@ def load_training_set(roots: Sequence[Path], intensity: str) -> TrainingSet:
 
 
 def load_inputs(card: ModelCard, roots: Sequence[Path]) -> TrainingSet:
-    """The images, or the volumes, that a model takes; see the functions for either."""
+    """The images, maps or volumes that a model takes; see the functions for each."""
     if isinstance(card.contract, VolumeContract):
         return load_volumes(roots, card.contract.volumes)
+    if isinstance(card.contract, MorphometryContract):
+        return load_morphometry(roots)
     return load_training_set(roots, card.contract.intensity)
+
+
+def load_morphometry(roots: Sequence[Path]) -> TrainingSet:
+    """Read maps of modulated tissue, and average them to 4 mm, in place of images.
+
+    Parameters
+    ----------
+    roots
+        Output folders of the participant level.
+
+    Raises
+    ------
+    ModelError
+        Where there is no scan of known age, maps are missing, or they are of several templates.
+    """
+    scans, skipped, templates = [], 0, set()
+    for path, record, dataset in _records(roots):
+        if record.get("age") is None:
+            skipped += 1
+            continue
+        name, image = path.name.removesuffix(RECORD), _image_of(path)
+        maps = _tissue(image, "_desc-modulated")[0]
+        whole, stripped = (
+            at_4_mm(torch.from_numpy(each)[None])[0] for each in (maps, maps * _tight(maps))
+        )
+        scans.append(replace(_scan(name, record, dataset, whole), stripped=stripped))
+        templates.add(_template_of(image, name))
+    if not scans:
+        raise _nobody(roots)
+    if len(templates) > 1:
+        names = " and ".join(sorted(templates))
+        raise ModelError(f"The scans lie in several templates, {names}; use one for all.")
+    return TrainingSet(tuple(scans), templates.pop(), affine=(), skipped=skipped)
 
 
 def load_volumes(roots: Sequence[Path], names: Sequence[str]) -> TrainingSet:
@@ -225,29 +269,44 @@ def _load_scan(
     path: Path, record: dict[str, Any], dataset: str, intensity: str
 ) -> tuple[TrainingScan, str, Affine]:
     """The scan that belongs to a record, its template and its affine."""
-    name = path.name.removesuffix(RECORD)
-    images = sorted(path.parent.glob(name + IMAGE))
-    if len(images) != 1:
-        raise ModelError(
-            f"Beside {path} there must be one image {name}{IMAGE}, not {len(images)}; run the"
-            " participant level again."
-        )
+    name, path_of_image = path.name.removesuffix(RECORD), _image_of(path)
     stripped = None
     if intensity == TISSUE_MAP:
-        there = images[0].name.removesuffix("desc-preproc_T1w.nii.gz")
-        found = [_voxels(path.parent / f"{there}label-{t}_probseg.nii.gz") for t in TISSUES]
-        shares, affine = np.stack([share for share, _ in found]), found[0][1]
+        shares, affine = _tissue(path_of_image)
         scaled = tissue_map(shares)
         stripped = torch.from_numpy(tissue_map(shares * _tight(shares))).half()
     else:
-        voxels, affine = _voxels(images[0])
+        voxels, affine = _voxels(path_of_image)
         scaled = scale(voxels, _levels(path, record), intensity)
     if not np.isfinite(scaled).all():
-        raise ModelError(f"The image {images[0]} holds values that are not finite.")
+        raise ModelError(f"The image {path_of_image} holds values that are not finite.")
     image = torch.from_numpy(scaled).half()
     scan = replace(_scan(name, record, dataset, image), stripped=stripped)
-    template = images[0].name.removeprefix(f"{name}_space-").split("_")[0]
-    return scan, template, affine
+    return scan, _template_of(path_of_image, name), affine
+
+
+def _image_of(record: Path) -> Path:
+    """The image in the template that lies beside a record."""
+    name = record.name.removesuffix(RECORD)
+    images = sorted(record.parent.glob(name + IMAGE))
+    if len(images) != 1:
+        raise ModelError(
+            f"Beside {record} there must be one image {name}{IMAGE}, not {len(images)}; run the"
+            " participant level again."
+        )
+    return images[0]
+
+
+def _template_of(image: Path, name: str) -> str:
+    return image.name.removeprefix(f"{name}_space-").split("_")[0]
+
+
+def _tissue(image: Path, described: str = "") -> tuple[NDArray[np.float32], Affine]:
+    """Maps of tissue, (3, X, Y, Z), that lie beside an image, and their affine."""
+    there = image.name.removesuffix("desc-preproc_T1w.nii.gz")
+    ending = f"{described}_probseg.nii.gz"
+    found = [_voxels(image.with_name(f"{there}label-{t}{ending}")) for t in TISSUES]
+    return np.stack([share for share, _ in found]), found[0][1]
 
 
 def _tight(shares: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -31,15 +31,18 @@ def method(data: TrainingSet) -> Method:
 
 def _shape(scans: Sequence[TrainingScan]) -> tuple[int, ...]:
     """Of the images at 4 mm."""
-    return tuple(at_4_mm(scans[0].image[None, None].float()).shape[2:])
+    image = scans[0].image
+    return (*image.shape[:-3], *at_4_mm(image[None, None].float().flatten(1, -4)).shape[2:])
 
 
 def inputs(scans: Sequence[TrainingScan]) -> tuple[Tensor]:
-    """Images (N, 1, X, Y, Z)."""
+    """Images (N, 1, X, Y, Z), or (N, 1, C, X, Y, Z)."""
     return (torch.stack([scan.image.float() for scan in scans])[:, None],)
 
 
-def fit(scans: Sequence[TrainingScan], targets: NDArray[np.float64]) -> tuple[LinearMap, float]:
+def fit(
+    scans: Sequence[TrainingScan], targets: NDArray[np.float64], solid: float = 0.0
+) -> tuple[LinearMap, float]:
     """Ridge regression, its penalty chosen by the error of leaving one scan out.
 
     It is chosen with whole maps, and the weights are then fitted to whole and to stripped ones:
@@ -51,6 +54,8 @@ def fit(scans: Sequence[TrainingScan], targets: NDArray[np.float64]) -> tuple[Li
         N of them.
     targets
         (N,), standardised ages.
+    solid
+        As the network takes it.
 
     Returns
     -------
@@ -59,12 +64,13 @@ def fit(scans: Sequence[TrainingScan], targets: NDArray[np.float64]) -> tuple[Li
     """
     from sklearn.linear_model import Ridge, RidgeCV
 
-    network = LinearMap(_shape(scans))
+    network = LinearMap(_shape(scans), solid=solid)
     whole = _prepared(network, [scan.image for scan in scans])
     stripped = [scan.stripped for scan in scans if scan.stripped is not None]
     both = np.concatenate([whole, _prepared(network, stripped)]) if stripped else whole
     used = both.std(0) > SMALLEST_SPREAD
-    used[(used.shape[0] + 1) // 2 :] = False  # the other side says the same
+    side = used.shape[-3]
+    used[..., (side + 1) // 2 :, :, :] = False  # the other side says the same
     unit = ((whole[:, used] - whole[:, used].mean(0)) ** 2).sum(1).mean()
     penalty = RidgeCV(PENALTIES * unit).fit(whole[:, used], targets).alpha_
     twice = len(both) / len(whole)
@@ -78,7 +84,7 @@ def fit(scans: Sequence[TrainingScan], targets: NDArray[np.float64]) -> tuple[Li
 
 @torch.no_grad()
 def _prepared(network: LinearMap, images: Sequence[Tensor]) -> NDArray[np.float64]:
-    """(N, X, Y, Z), as the network sees the images."""
+    """(N, [C,] X, Y, Z), as the network sees the images."""
     found = [network.prepared(image[None, None].float())[0] for image in images]
     return torch.stack(found).double().numpy()
 
@@ -86,7 +92,7 @@ def _prepared(network: LinearMap, images: Sequence[Tensor]) -> NDArray[np.float6
 @torch.no_grad()
 def _set(network: LinearMap, weight: Tensor, bias: float) -> None:
     """Give a network weights that were fitted to one side, half of them to each."""
-    both = (weight + weight.flip(0)) / 2
+    both = (weight + weight.flip(-3)) / 2
     network.gain.fill_(float(both.abs().max().clamp(min=1e-12)))
     network.weight.copy_(both / network.gain)
     network.bias.fill_(bias)

@@ -19,7 +19,7 @@ from bidsapp.derivatives import Derivatives, new_run_id
 from bidsapp.errors import UserError
 from bidsapp.files import TEMPORARY
 from bidsapp.study import Scan
-from models.intensity import TISSUES
+from models.contract import TISSUES
 
 TEMPLATE = "MNI152NLin2009aSym"
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
@@ -57,7 +57,8 @@ def write_everything(output: Derivatives, scan: Scan) -> None:
     output.write_image(output.preproc(scan), voxels, AFFINE, sources, np.float32)
     output.write_image(output.template_mask(scan), voxels, AFFINE, sources, np.uint8)
     for tissue in TISSUES:
-        output.write_image(output.tissue(scan, tissue), voxels, AFFINE, sources, np.float32)
+        for path in (output.tissue(scan, tissue), output.modulated(scan, tissue)):
+            output.write_image(path, voxels, AFFINE, sources, np.float32)
     output.write_image(output.importance(scan, "wssa", "noise"), voxels, AFFINE, {}, np.float32)
     for path in xfm:
         output.write_transform(path, np.eye(4), sources)
@@ -83,7 +84,8 @@ def test_file_list_is_that_of_the_contract(output: Derivatives) -> None:
     for anat, scan in (("sub-01/anat", SCAN), ("sub-02/ses-a/anat", LONG)):
         space = f"space-{TEMPLATE}_res-2"
         images = ["desc-brain_mask", "dseg", f"{space}_desc-preproc_T1w",
-                  *(f"{space}_label-{tissue}_probseg" for tissue in TISSUES),
+                  *(f"{space}_label-{tissue}{desc}_probseg" for tissue in TISSUES
+                    for desc in ("", "_desc-modulated")),
                   f"{space}_desc-brain_mask", f"{space}_desc-wssanoise_importance"]  # fmt: skip
         names = [image + end for image in images for end in (".nii.gz", ".json")]
         names += [

@@ -14,6 +14,7 @@ from torch import nn
 
 from bidsapp import explain, report
 from bidsapp.derivatives import Derivatives
+from bidsapp.errors import UserError
 from bidsapp.importance.brain import Brain
 from bidsapp.importance.noise import NoiseModel, NoiseUNet
 from bidsapp.preprocessing.image import Image
@@ -155,6 +156,16 @@ def test_without_an_atlas_maps_are_made_but_no_tables(
     assert about["Atlas"] is None and about["AtlasMissing"] == "It cannot be had."
     sections = report._map_sections("sub-01", SCAN.stem, RECORD, out)
     assert not sections[0].bars and "No table of regions. It cannot be had." in sections[0].words
+
+
+@pytest.mark.parametrize("level", ["participant", "group"])
+def test_a_bad_noise_model_is_found_before_there_is_anything_to_map(
+    settings: Settings, tmp_path: Path, level: str
+) -> None:
+    (tmp_path / "n.safetensors").write_bytes(b"no noise model")
+    with pytest.raises(UserError, match=r"--noise-model .*n\.safetensors cannot be used: .*\.$"):
+        explain.lacking(settings, level)
+    assert explain.lacking(replace(settings, importance=("gradcam",)), level) == []
 
 
 def test_noise_without_a_noise_model_is_left_out(settings: Settings, model: BrainAgeModel) -> None:

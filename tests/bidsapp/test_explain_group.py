@@ -25,8 +25,7 @@ from bidsapp.importance import noise as noise_method
 from bidsapp.importance.noise import NoiseModel
 from bidsapp.settings import Settings
 from bidsapp.study import Demographics, Scan
-from models.contract import InputContract, ModelCard, Output, Uncertainty
-from models.intensity import TISSUES
+from models.contract import TISSUES, InputContract, ModelCard, Output, Uncertainty
 from models.prediction import BrainAgeModel
 
 SHAPE = (24, 28, 24)

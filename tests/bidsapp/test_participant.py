@@ -20,12 +20,18 @@ import pytest
 import torch
 from torch import nn
 
-from bidsapp import kept, participant
+from bidsapp import explain, kept, participant
 from bidsapp.demographics import Demographics
 from bidsapp.derivatives import Derivatives
 from bidsapp.errors import NothingToDo, ScanError, UserError
 from bidsapp.prepared import Native, Prepared, model_input
-from bidsapp.preprocessing import bias_field, registration, segmentation
+from bidsapp.preprocessing import (
+    bias_field,
+    morphometry,
+    registration,
+    segmentation,
+    templates,
+)
 from bidsapp.preprocessing.atlas import load_atlas
 from bidsapp.preprocessing.image import Image, T1w
 from bidsapp.preprocessing.quality import LIMITS
@@ -34,8 +40,17 @@ from bidsapp.preprocessing.templates import Template
 from bidsapp.progress import Outcome
 from bidsapp.settings import Settings
 from bidsapp.study import Scan
-from bidsapp.toolbox import GRID_AFFINE, GRID_SHAPE, Toolbox, lacking_atlas
-from models.contract import InputContract, ModelCard, Output, Uncertainty, VolumeContract
+from bidsapp.toolbox import GRID_AFFINE, GRID_SHAPE, Toolbox
+from models import registry
+from models.contract import (
+    TISSUES,
+    InputContract,
+    ModelCard,
+    MorphometryContract,
+    Output,
+    Uncertainty,
+    VolumeContract,
+)
 from models.prediction import BrainAgeModel
 from models.reference import fit
 from models.segmentation import labels
@@ -105,7 +120,13 @@ def prepared(t1w: T1w) -> Prepared:
     levels = steps[-1]["levels"]
     shares = np.stack([inside, 0 * inside, 0 * inside]).astype(np.float32)
     volumes = {"brain": 1.0, "csf": None}
-    return Prepared(brain, inside, shares, levels, volumes, quality, steps, {}, native)
+    return Prepared(
+        brain, inside, shares, 0.5 * shares, levels, volumes, quality, steps, {}, native
+    )
+
+
+def _no_tissue(*_grid: Any) -> np.ndarray:
+    return np.zeros((3, *GRID_SHAPE), np.float32)
 
 
 class Bench:
@@ -132,7 +153,9 @@ class Bench:
     def _toolbox(self, _settings: Settings) -> Toolbox:
         blank = Image(np.zeros(GRID_SHAPE, np.float32), GRID_AFFINE)
         template = Template(TEMPLATE, blank, blank.data > 0, "a test", "t" * 64)
-        return Toolbox(nn.Identity(), "s" * 64, template, blank, blank.data > 0, self.models)
+        return Toolbox(
+            nn.Identity(), "s" * 64, template, blank, blank.data > 0, _no_tissue, self.models
+        )
 
     def _preprocess(self, t1w: T1w, _tools: Toolbox, _settings: Settings) -> Prepared:
         self.preprocessed += 1
@@ -198,7 +221,8 @@ def test_images_with_sidecars_and_the_record(complete: Bench) -> None:
         *(f"{STEM}/anat/{name}{end}"
           for name in (f"{STEM}_desc-brain_mask", f"{STEM}_dseg", f"{space}_desc-preproc_T1w",
                        f"{space}_desc-brain_mask", f"{space}_label-GM_probseg",
-                       f"{space}_label-WM_probseg", f"{space}_label-CSF_probseg")
+                       f"{space}_label-WM_probseg", f"{space}_label-CSF_probseg",
+                       *(f"{space}_label-{t}_desc-modulated_probseg" for t in TISSUES))
           for end in (".nii.gz", ".json")),
     }  # fmt: skip
     assert set(complete.files()) == expected
@@ -268,6 +292,60 @@ def test_unknown_age_and_sex(bench: Bench) -> None:
     sexed = bench.record["predictions"]["sexed"]
     assert sexed["sex_assumed"] is False
     assert sexed["predicted_age"] == pytest.approx(plain["predicted_age"] + 2, abs=1e-3)
+
+
+class MeanOfTissue(nn.Module):
+    """The mean over a person's three maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.factor * maps.flatten(1).mean(1)
+
+
+def of_tissue(template: str) -> BrainAgeModel:
+    contract = MorphometryContract(template, TISSUES, (46, 55, 46), (20, 80))
+    card = dataclasses.replace(CARD, name="tissue", contract=contract)
+    return BrainAgeModel(card, [MeanOfTissue().eval()])
+
+
+def test_a_model_of_morphometry_predicts_and_needs_no_image(bench: Bench) -> None:
+    bench.process()
+    bench.models["tissue"] = of_tissue(TEMPLATE)
+    bench.process()
+    assert bench.preprocessed == 1
+    amount = 0.5 * 30 * 40 * 30 / 8 / (3 * 46 * 55 * 46)
+    found = bench.record["predictions"]["tissue"]["predicted_age"]
+    assert found == pytest.approx(20 + 100 * amount, abs=1e-3)
+
+
+def test_a_model_of_morphometry_in_another_template_gets_a_warp_of_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered, warped = [], []
+
+    def register(_brain: Any, template: Any, degrees: int, *_more: Any) -> tuple:
+        registered.append((template, degrees))
+        return np.eye(4), {"step": "registration"}
+
+    def modulated(shares: np.ndarray, fixed: np.ndarray, seed: int, *_more: Any) -> tuple:
+        warped.append((shares.shape, fixed.shape, seed))
+        return np.ones_like(shares), {}
+
+    monkeypatch.setattr(registration, "register", register)
+    monkeypatch.setattr(templates, "load_template", lambda name: name)
+    monkeypatch.setattr(morphometry, "modulated_tissue", modulated)
+    bench.models = {"tissue": of_tissue("Other")}
+    bench.process(random_seed=3)
+    assert registered == [("Other", 12)]
+    assert warped[0] == ((3, *GRID_SHAPE), (3, *GRID_SHAPE), 3)
+    # the written maps are of the study's template, so that a change needs the scan again
+    changed = dataclasses.replace(bench.models["tissue"].card, weights_sha256="b" * 64)
+    bench.models = {"tissue": dataclasses.replace(bench.models["tissue"], card=changed)}
+    bench.process(random_seed=3)
+    assert bench.preprocessed == 2
 
 
 class Tenth(nn.Module):
@@ -647,6 +725,11 @@ def test_a_model_of_another_grid_gets_its_own_image(
     assert bench.record["steps"] == steps[:3]
 
 
+def test_no_model_has_the_name_of_a_step() -> None:
+    """The record keeps the seconds of both in one table."""
+    assert not set(kept.TIMED) & set(registry.known())
+
+
 def test_another_grid_alone_needs_no_other_registration(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -720,12 +803,22 @@ def test_the_steps_in_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(registration, "register", register)
     blank = Image(np.zeros(GRID_SHAPE, np.float32), GRID_AFFINE)
     template = Template(TEMPLATE, blank, blank.data > 0, "a test", "t" * 64)
-    tools = Toolbox(nn.Identity(), "s" * 64, template, blank, blank.data == 0, {})
+    tissue = np.zeros((3, *GRID_SHAPE), np.float32)
+
+    def modulated(shares: np.ndarray, fixed: np.ndarray, seed: int, *_more: Any) -> tuple:
+        calls.append(("modulated", seed))
+        assert fixed is tissue and shares.shape == (3, *GRID_SHAPE)
+        return shares / 2, {"step": "warp"}
+
+    monkeypatch.setattr(morphometry, "modulated_tissue", modulated)
+    tools = Toolbox(
+        nn.Identity(), "s" * 64, template, blank, blank.data == 0, lambda *_: tissue, {}
+    )
     settings = Settings(tmp_path, tmp_path / "out", ("participant",), random_seed=5)
     result = participant.preprocess(T1w(scan, shape, scan.affine, 1, ()), tools, settings)
 
-    assert calls == [("segment", "auto"), ("correct",), ("register", 12, 5)]
-    steps = ["segmentation", "bias_field", "registration", "resampling", "intensity"]
+    assert calls == [("segment", "auto"), ("correct",), ("register", 12, 5), ("modulated", 5)]
+    steps = ["segmentation", "bias_field", "registration", "resampling", "warp", "intensity"]
     assert [step["step"] for step in result.steps] == steps
     assert result.native is not None
     assert list(result.native.transforms) == [(TEMPLATE, 12)]  # for models of other grids
@@ -734,8 +827,10 @@ def test_the_steps_in_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "bias_field",
         "registration",
         "resampling",
+        "warp",
         "quality",
     }
+    np.testing.assert_array_equal(result.modulated, result.shares / 2)
     assert result.levels == {"cortex": 600, "white_matter": 1000}
     assert result.brain.data.shape == GRID_SHAPE and result.brain.data.dtype == np.float32
     assert not result.brain.data[~result.mask].any() and result.brain.data.min() == 0
@@ -962,6 +1057,7 @@ def test_that_there_is_no_atlas_is_said_before_the_first_scan_and_once(
 ) -> None:
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "empty"))
     load_atlas.cache_clear()
+    explain.atlas_of.cache_clear()
     settings = Settings(tmp_path, tmp_path / "out", ("participant",), importance=importance)
     why = "The atlas CerebrA is not in TEMPLATEFLOW_HOME; --atlas cerebra fetches it once."
-    assert lacking_atlas(settings) == [line + why for line in said]
+    assert explain.lacking(settings, "participant") == [line + why for line in said]

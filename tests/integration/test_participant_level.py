@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from bidsapp.settings import Settings
-from models.intensity import TISSUES
+from models.contract import TISSUES
 from models.registry import embedded
 from models.segmentation.labels import OUTER_CSF
 
@@ -223,7 +223,8 @@ def outputs_of(stem: str) -> set[str]:
     space = f"{stem}_space-{TEMPLATE}_res-2"
     images = [f"{stem}_desc-brain_mask", f"{stem}_dseg", f"{space}_desc-preproc_T1w",
               f"{space}_desc-brain_mask",
-              *(f"{space}_label-{tissue}_probseg" for tissue in TISSUES)]  # fmt: skip
+              *(f"{space}_label-{tissue}{desc}_probseg" for tissue in TISSUES
+                for desc in ("", "_desc-modulated"))]  # fmt: skip
     ways = [
         f"{stem}_from-{a}_mode-image_xfm" for a in (f"T1w_to-{TEMPLATE}", f"{TEMPLATE}_to-T1w")
     ]
@@ -324,7 +325,7 @@ def test_records_are_complete(name: str, output: Output) -> None:
     assert all(np.isfinite(quality[figure]) for figure in figures)
     assert quality["passed"] == (quality["flags"] == [])
     assert quality["mask_overlap"] > 0.85
-    steps = ["segmentation", "bias_field", "registration", "resampling", "intensity"]
+    steps = ["segmentation", "bias_field", "registration", "resampling", "warp", "intensity"]
     assert [step["step"] for step in about["steps"]] == steps
     assert set(about["predictions"]) == ({*embedded(), "ensemble"} if embedded() else set())
 

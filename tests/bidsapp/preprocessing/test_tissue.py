@@ -8,7 +8,7 @@ import pytest
 from bidsapp.preprocessing.image import Image
 from bidsapp.preprocessing.segmentation import Parts, Segmentation
 from bidsapp.preprocessing.tissue import tissue_shares
-from models.intensity import TISSUES
+from models.contract import TISSUES
 from models.segmentation import labels
 
 SHAPE = (24, 26, 22)

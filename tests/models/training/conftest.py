@@ -55,8 +55,11 @@ def make_derivatives(tmp_path: Path) -> MakeDerivatives:
                 there = f"{stem}_space-{TEMPLATE}_res-2"
                 nib.save(image, folder / f"{there}_desc-preproc_T1w.nii.gz")
                 for tissue, share in tissues(image.get_fdata()).items():
-                    nib.save(nib.Nifti1Image(share, image.affine),
-                             folder / f"{there}_label-{tissue}_probseg.nii.gz")  # fmt: skip
+                    for desc, maps in (("", share), ("_desc-modulated", 0.75 * share)):
+                        nib.save(
+                            nib.Nifti1Image(maps, image.affine),
+                            folder / f"{there}_label-{tissue}{desc}_probseg.nii.gz",
+                        )
                 record = {
                     "participant_id": person,
                     "age": age,

@@ -1,0 +1,30 @@
+"""Train the model of morphometry: the linear map, on modulated tissue in place of a tissue map."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from models.contract import TISSUES, MorphometryContract
+from models.training.closed_form import Method
+from models.training.data import TrainingSet
+from models.training.linear import fit, inputs
+from models.training.recipes import MORPHOMETRY
+
+SOLID = 29000.0
+"""Voxels of 4 mm of grey and white matter, about as many as people have in the template."""
+
+
+def method(data: TrainingSet) -> Method:
+    """The model of morphometry, for people whose modulated tissue was loaded."""
+    shape = tuple(data.scans[0].image.shape)
+    _, x, y, z = shape
+    ages = (float(data.ages.min()), float(data.ages.max()))
+    return Method(
+        name="morphometry",
+        recipe=MORPHOMETRY,
+        contract=MorphometryContract(data.template, TISSUES, (x, y, z), ages),
+        inputs=inputs,
+        fit=partial(fit, solid=SOLID),
+        network={"shape": shape, "solid": SOLID},
+        architecture="linear",
+    )
