@@ -55,7 +55,7 @@ def _of_member(network: BrainRotViT, image: Tensor, sexes: Tensor) -> Array:
     slices = network.slices(image)[0][:, None]
     parts = [_tokens(network.encoder, part) for part in slices.split(SLICES_AT_ONCE)]
     tokens, attended = (torch.cat(each) for each in zip(*parts, strict=True))
-    features = tokens.mean(1)[None].requires_grad_(True)
+    features = network.encoder.read(tokens)[None].requires_grad_(True)
     with torch.enable_grad(), _GuidedBackpropagation():
         age = network.regress(features, sexes).mean()
         gradient = torch.autograd.grad(age, features)[0][0]

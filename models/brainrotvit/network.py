@@ -1,14 +1,14 @@
 """BrainRotViT (Jalal et al. 2025): a ViT over sagittal slices, a residual CNN over its features.
 
 Stage 1 trains the encoder to tell age decade and sex from single slices. Stage 2 freezes it:
-each slice becomes the mean of its tokens, the slices of a brain a matrix (slices x hidden),
-and a residual CNN with dense layers reads the age from that matrix and the sex.
+each slice becomes the mean of its tokens (or the class token), the slices of a brain a matrix
+(slices x hidden), and a residual CNN with dense layers reads the age from that matrix and the sex.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "layers": 2,
             "heads": 4,
             "image_channels": 1,
+            "feature": "class",
         },
         "regressor": {
             "slices": 46,
@@ -98,6 +99,9 @@ class ViT(nn.Module):
         Age decade x sex, for the first stage of training.
     image_channels
         3 repeats the grey slice, as weights trained on photographs want it.
+    feature
+        What a slice becomes: the mean of all tokens, as published, or the class token. It alone is
+        trained in the last layer of a shallow encoder, for classes are read from it.
     """
 
     def __init__(
@@ -109,8 +113,10 @@ class ViT(nn.Module):
         heads: int = 12,
         classes: int = 20,
         image_channels: int = 3,
+        feature: Literal["mean", "class"] = "mean",
     ) -> None:
         super().__init__()
+        self.feature = feature
         height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
         self.image_size, self.image_channels = (height, width), image_channels
         self.grid = height // patch_size, width // patch_size
@@ -131,8 +137,12 @@ class ViT(nn.Module):
         return self.norm(self.blocks(x))
 
     def features(self, slices: Tensor) -> Tensor:
-        """(N, 1, size, size) -> (N, hidden), the mean over all tokens."""
-        return self.tokens(slices).mean(1)
+        """(N, 1, size, size) -> (N, hidden)."""
+        return self.read(self.tokens(slices))
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """(N, 1 + patches, hidden) -> (N, hidden), the ``feature`` of each slice."""
+        return tokens[:, 0] if self.feature == "class" else tokens.mean(1)
 
     def forward(self, slices: Tensor) -> Tensor:
         """(N, 1, size, size) -> (N, classes), logits of age decade x sex."""

@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,8 @@ def train_fold(
         _start_readout(state, training, output, options)
         _save(state, folder / f"{name}.pt", key)
     if start is not None and not state.history:
-        _move_level(state, training, output, options)
+        settle_level(state.network, training, output, options)
+        state.average.load_state_dict(state.network.state_dict())
         _save(state, folder / f"{name}.pt", key)
     done = len(state.history)
     encoder_epochs = options.encoder.epochs if options.encoder else 0
@@ -149,6 +150,8 @@ def train_fold(
         due = (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs
         if due and train_epoch is None and start is None:
             renew_statistics(state.average, training, options)
+        if epoch + 1 == options.epochs:
+            settle_level(state.average, training, output, options)
         if tests and due and epoch >= encoder_epochs:
             row = _evaluated(row, state.average, tests, output, options)
         state.history.append(row)
@@ -237,17 +240,22 @@ def _adapt_encoder(network: nn.Module, options: Options) -> None:
 
 
 @torch.no_grad()
-def _move_level(
-    state: State, training: Sequence[TrainingScan], output: Output, options: Options
+def settle_level(
+    network: nn.Module, training: Sequence[TrainingScan], output: Output, options: Options
 ) -> None:
-    """Take the mean error of the people to train on out of the last layer's bias."""
-    layers = [layer for layer in state.network.modules() if isinstance(layer, nn.Linear)]
+    """Take the mean error of the people to train on out of the last layer's bias.
+
+    Dropout, which is at work in training alone, leaves up to three years of it. Stripped tissue
+    maps count as much as whole ones, as they do in training.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
     if not layers or layers[-1].out_features != 1 or layers[-1].bias is None:
         return  # a network that says a distribution, such as SFCN
-    ages = np.array([scan.age for scan in training])
-    error = ages - predict_ages(state.network, training, output, options)
+    shown = [replace(scan, image=image) for scan in training
+             for image in (scan.image, scan.stripped) if image is not None]  # fmt: skip
+    ages = np.array([scan.age for scan in shown])
+    error = ages - predict_ages(network, shown, output, options)
     layers[-1].bias.add_(float(error.mean()) / output.scale)
-    state.average.load_state_dict(state.network.state_dict())
 
 
 def _train_epoch(

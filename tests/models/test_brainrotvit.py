@@ -141,6 +141,17 @@ def test_classes_are_read_from_the_class_token(network, brains):
     assert expected.shape == (2, 20)
 
 
+def test_a_slice_becomes_the_mean_of_its_tokens_or_the_class_token(brains):
+    """The mean as published, the class token in the small size."""
+    slices = brains[:, :, 4]
+    for size, published in (("base", True), ("small", False)):
+        with torch.inference_mode():
+            encoder = build({**TINY, "size": size}).eval().encoder
+            tokens = encoder.tokens(slices)
+            expected = tokens.mean(1) if published else tokens[:, 0]
+            assert torch.equal(encoder.features(slices), expected)
+
+
 def test_same_seed_same_network_same_answer(brains):
     answers = []
     for _ in range(2):

@@ -291,3 +291,20 @@ def test_averaged_weights_get_statistics_of_their_own(make_derivatives: Make, ru
     before = norm.running_mean.clone()
     regression.renew_statistics(network, data.scans, options)
     assert torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize("rule", ["tissue", "tissue_map"])
+def test_the_level_is_that_of_the_training_people(
+    make_derivatives: Make, tmp_path: Path, rule: str
+) -> None:
+    """Dropout leaves a mean error; stripped maps count as much as whole ones."""
+    ages = [float(age) for age in np.linspace(20, 80, 9)]
+    data = load_training_set([make_derivatives("one", ages)], rule)
+    out = held_out(data)
+    network = regression.train_fold(data, out, "a", OPTIONS, tmp_path, lambda _: None)
+    shown = [replace(scan, image=view) for scan in np.array(data.scans)[~out]
+             for view in (scan.image, scan.stripped) if view is not None]  # fmt: skip
+    assert len(shown) == (12 if rule == "tissue_map" else 6)
+    predicted = regression.predict_ages(network, shown, regression.output_scale(data), OPTIONS)
+    assert np.mean(predicted - [scan.age for scan in shown]) == pytest.approx(0, abs=1e-3)
+    assert np.ptp(predicted) > 0
