@@ -269,17 +269,8 @@ def prepared_from(kept: Mapping[str, Any], tools: Toolbox) -> Prepared:
     )  # fmt: skip
     cortex, white = (float(each) for each in kept["levels"])
     levels = {"cortex": cortex, "white_matter": white}
-    return Prepared(
-        brain,
-        kept["mask"],
-        kept["shares"],
-        kept["modulated"],
-        levels,
-        measured,
-        dict(figures),
-        [],
-        {},
-    )
+    maps = kept["shares"], kept["modulated"]
+    return Prepared(brain, kept["mask"], *maps, levels, measured, dict(figures), [], {})
 
 
 # --- tables of scans ---

@@ -217,7 +217,7 @@ def process(scan: Scan, settings: Settings, out: Derivatives) -> Literal["done",
 
 
 def preprocess(t1w: T1w, tools: Toolbox, settings: Settings) -> Prepared:
-    """Segmentation -> bias field -> registration -> one resampling -> morphometry -> quality."""
+    """Segmentation -> bias field -> registration -> one resampling -> warp -> quality."""
     from bidsapp.preprocessing import bias_field, intensity, quality, registration, segmentation
     from bidsapp.preprocessing.morphometry import modulated_tissue
     from bidsapp.preprocessing.resampling import resample

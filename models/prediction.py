@@ -32,9 +32,8 @@ class BrainAgeModel:
     networks
         The members of the ensemble (say, one per fold), in evaluation mode on one device.
         A member maps images (N, 1, X, Y, Z) to N numbers, or maps of three tissues
-        (N, 1, 3, X, Y, Z), or volumes (N, 1, V). One that needs
-        the sex takes it as a second argument (N numbers, M 0 and F 1), and may be given one
-        image and several sexes.
+        (N, 1, 3, X, Y, Z), or volumes (N, 1, V). One that needs the sex takes it as a second
+        argument (N numbers, M 0 and F 1), and may be given one image and several sexes.
     reference
         Where the training images lie in the networks' features, if that is known.
     """
