@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 GRID_SHAPE = (91, 109, 91)
 GRID_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 """The 2 mm MNI grid of the written images, RAS."""
+TAKEN = frozenset({"ensemble", "segmentation", "registration", "resampling", "warp", "quality",
+                   "figures"})  # fmt: skip
+"""Names that stand beside those of models in the predictions and the seconds of a record."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,11 @@ def _tissue_of(network: nn.Module, name: str) -> NDArray[np.float32]:
 def model_names(settings: Settings) -> tuple[str, ...]:
     """The models to run: those asked for, else all whose weights are here and the user's own."""
     ready = models.available()
+    for name in settings.model_paths.keys() & TAKEN:
+        raise UserError(
+            f"--model-file {name}={settings.model_paths[name]}: records call something else "
+            f"'{name}'; give the model another name, here and on its card."
+        )
     names = settings.models or (*ready, *settings.model_paths)
     for name in names:
         if name in settings.model_paths or name in ready:

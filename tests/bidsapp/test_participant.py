@@ -1023,6 +1023,15 @@ def test_a_faulty_model_of_ones_own_is_refused_before_the_first_scan(
     assert run(arguments, **own) == 0
 
 
+@pytest.mark.parametrize("name", ["ensemble", "warp"])
+def test_a_model_of_ones_own_may_not_have_a_name_that_records_use(
+    name: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"--model-file {name}=.*: records call something else"):
+        run(arguments, model_file=(f"{name}={tmp_path}",))
+    assert not arguments["output_dir"].exists()
+
+
 def test_no_scan_is_nothing_to_do(arguments: dict[str, Any]) -> None:
     with pytest.raises(NothingToDo):
         run(arguments, session_label=("a",), participant_label=("01",))
