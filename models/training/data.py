@@ -82,12 +82,15 @@ class TrainingSet:
     ----------
     skipped
         How many records had no age.
+    content
+        SHA-256 over the images as they were read: where preprocessing has changed, it has too.
     """
 
     scans: tuple[TrainingScan, ...]
     template: str
     affine: Affine
     skipped: int = 0
+    content: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -158,7 +161,15 @@ def load_training_set(roots: Sequence[Path], intensity: str) -> TrainingSet:
     if len(grids) > 1:
         names = " and ".join(list(grids.values())[:2])
         raise ModelError(f"The scans {names} lie on different grids; use one template for all.")
-    return TrainingSet(tuple(scans), template, affine, skipped)
+    return TrainingSet(tuple(scans), template, affine, skipped, _content(scans))
+
+
+def _content(scans: Sequence[TrainingScan]) -> str:
+    digest = hashlib.sha256()
+    for scan in scans:
+        for image in (scan.image, scan.stripped):
+            digest.update(b"" if image is None else image.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_inputs(card: ModelCard, roots: Sequence[Path]) -> TrainingSet:

@@ -185,15 +185,12 @@ def check_alive(
 
 
 def checkpoint_key(data: TrainingSet, held_out: NDArray[np.bool_], options: Options) -> str:
-    """What a checkpoint must agree with to be continued: the options, and who is held out."""
+    """What a checkpoint must agree with to be continued: options, scans, and who is held out."""
     chosen = asdict(options)
     for name in ("threads", "device", "evaluate_every", "networks"):  # not of this checkpoint
         del chosen[name]
-    for name in ("parent", "dora", "encoder", "helper"):  # newer than many a checkpoint
-        if not chosen[name]:
-            del chosen[name]
-    people = data.fingerprint()
-    return json.dumps([chosen, people, np.flatnonzero(held_out).tolist()], sort_keys=True)
+    out = np.flatnonzero(held_out).tolist()
+    return json.dumps([chosen, data.fingerprint(), data.content, out], sort_keys=True)
 
 
 def _start(

@@ -87,5 +87,13 @@ def test_pooled_images_are_means_of_blocks(make_derivatives: Make) -> None:
     assert pooled.scans[0].image.shape == (10, 12, 10)
     expected = whole[8:10, 10:12, 8:10].mean().item()
     assert pooled.scans[0].image[4, 5, 4].item() == pytest.approx(expected, abs=1e-3)
-    assert pooled.fingerprint() == data.fingerprint()
+    assert pooled.fingerprint() == data.fingerprint() and pooled.content == data.content
     assert data.pooled(1) is data
+
+
+def test_other_images_of_the_same_people_are_told_apart(make_derivatives: Make) -> None:
+    root = make_derivatives("one", [20.0])
+    data = load_training_set([root], "tissue")
+    assert load_training_set([root], "tissue").content == data.content
+    other = load_training_set([root], "fluid_bright")
+    assert other.fingerprint() == data.fingerprint() and other.content != data.content

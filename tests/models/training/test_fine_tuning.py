@@ -161,14 +161,6 @@ def test_weights_of_another_architecture_are_refused(
     assert "weights of 'sfcn', and not of 'wssa'" in capsys.readouterr().err
 
 
-def test_a_run_without_a_parent_keeps_the_key_of_older_checkpoints(home: Path) -> None:
-    data = load_training_set([home], "tissue")
-    key = regression.checkpoint_key(data, np.zeros(16, bool), Options())
-    assert "parent" not in key and "dora" not in key
-    tuned = replace(Options(), dora=4)
-    assert regression.checkpoint_key(data, np.zeros(16, bool), tuned) != key
-
-
 def test_dora_trains_the_adapters_and_gives_back_a_plain_network(
     make_derivatives: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,9 @@ def test_a_checkpoint_of_other_options_is_refused(data: TrainingSet, tmp_path: P
         regression.train_fold(data, held_out(data), "a", longer, tmp_path, lambda _: None)
     with pytest.raises(ModelError, match="other scans"):
         regression.train_fold(data, ~held_out(data), "a", short, tmp_path, lambda _: None)
+    changed = replace(data, content="of images that were made anew")
+    with pytest.raises(ModelError, match="other scans"):
+        regression.train_fold(changed, held_out(data), "a", short, tmp_path, lambda _: None)
 
 
 def test_the_seed_decides(data: TrainingSet, tmp_path: Path) -> None:
