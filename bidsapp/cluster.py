@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import socket
@@ -139,10 +140,14 @@ def _connect(address: str) -> Client:
             Path(address).open().close()
         return Client(**where, set_as_default=False)
     except (OSError, ValueError) as error:  # no such host, nobody there, no such file
-        raise UserError(
-            f"--dask-scheduler {address}: no Dask scheduler answers there ({error}); start one "
-            "with 'dask scheduler', and its workers with 'dask worker'."
-        ) from error
+        reason = str(error)
+    # What is left of the client closes itself with a lock that is not reentrant: here, and not
+    # wherever the garbage collector meets it, which may be where another client holds that lock.
+    gc.collect()
+    raise UserError(
+        f"--dask-scheduler {address}: no Dask scheduler answers there ({reason}); start one "
+        "with 'dask scheduler', and its workers with 'dask worker'."
+    )
 
 
 def _check_versions(client: Client, address: str) -> None:

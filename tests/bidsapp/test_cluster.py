@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import multiprocessing
 import os
@@ -203,14 +204,24 @@ def test_a_lost_scheduler_ends_the_run(tmp_path: Path, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "/absent/scheduler.json"])
 def test_no_scheduler(address: str, tmp_path: Path) -> None:
-    dask = pytest.importorskip("dask")
+    distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
 
-    with (
-        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-        pytest.raises(UserError, match="no Dask scheduler answers"),
-        crew(address, tmp_path),
-    ):
-        pass
+    def clients() -> int:
+        return sum(type(each) is distributed.Client for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()  # it must not be chance that closes what is left of a client
+    try:
+        before = clients()
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            pytest.raises(UserError, match="no Dask scheduler answers"),
+            crew(address, tmp_path),
+        ):
+            pass
+        assert clients() == before
+    finally:
+        gc.enable()
 
 
 def test_workers_with_other_software_are_refused(
