@@ -31,16 +31,23 @@ class LinearMap(nn.Module):
     solid
         Voxels of grey and white matter to which the maps of a person are scaled, so that the size
         of a brain tells nothing; 0 leaves them as they are. For maps of tissue.
+    power
+        To which what a voxel holds is raised. Below 1, a little tissue more tells more where there
+        is little: amounts then vary by as much everywhere. For maps of tissue.
     """
 
     gain: Tensor
     bias: Tensor
 
     def __init__(
-        self, shape: Sequence[int] = (46, 55, 46), smoothing: int = 1, solid: float = 0.0
+        self,
+        shape: Sequence[int] = (46, 55, 46),
+        smoothing: int = 1,
+        solid: float = 0.0,
+        power: float = 1.0,
     ) -> None:
         super().__init__()
-        self.smoothing, self.solid = smoothing, solid
+        self.smoothing, self.solid, self.power = smoothing, solid, power
         self.weight = nn.Parameter(torch.zeros(tuple(shape)))
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("bias", torch.zeros(()))
@@ -53,6 +60,8 @@ class LinearMap(nn.Module):
         maps = at_4_mm(x.flatten(1, -4))
         if self.solid:
             maps = maps * (self.solid / maps[:, :2].sum((1, 2, 3, 4), keepdim=True).clamp(min=1))
+        if self.power != 1:
+            maps = maps.clamp(min=0) ** self.power
         coarse = smoothed(maps, self.smoothing)
         return ((coarse + coarse.flip(2)) / 2).reshape(len(x), *self.weight.shape)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,12 +42,17 @@ def inputs(scans: Sequence[TrainingScan]) -> tuple[Tensor]:
 
 
 def fit(
-    scans: Sequence[TrainingScan], targets: NDArray[np.float64], solid: float = 0.0
+    scans: Sequence[TrainingScan],
+    targets: NDArray[np.float64],
+    evenness: float = 0.0,
+    balance: Sequence[float] = (),
+    preparation: Mapping[str, Any] | None = None,
 ) -> tuple[LinearMap, float]:
     """Ridge regression, its penalty chosen by the error of leaving one scan out.
 
     It is chosen with whole maps, and the weights are then fitted to whole and to stripped ones:
-    both of a person tell the same age, and to leave out one of them would leave out nobody.
+    both of a person tell the same age, and to leave out one of them would leave out nobody. What
+    the penalty has drawn to the mean is drawn out again, as ages that leave one out say.
 
     Parameters
     ----------
@@ -54,32 +60,57 @@ def fit(
         N of them.
     targets
         (N,), standardised ages.
-    solid
-        As the network takes it.
+    evenness
+        Power of its standard deviation over people by which a voxel is divided: with 0 those that
+        vary most, by the ventricles, say most, with 1 all may say as much.
+    balance
+        How much the maps of several tissues may say, by the variance of each, in sum; empty: as
+        they are.
+    preparation
+        Arguments of the network, of what it does to maps.
 
     Returns
     -------
     LinearMap, float
         In evaluation mode; and the penalty, in the units of ``PENALTIES``.
     """
-    from sklearn.linear_model import Ridge, RidgeCV
+    from sklearn.linear_model import Ridge
 
-    network = LinearMap(_shape(scans), solid=solid)
+    network = LinearMap(_shape(scans), **(preparation or {}))
     whole = _prepared(network, [scan.image for scan in scans])
     stripped = [scan.stripped for scan in scans if scan.stripped is not None]
     both = np.concatenate([whole, _prepared(network, stripped)]) if stripped else whole
-    used = both.std(0) > SMALLEST_SPREAD
-    side = used.shape[-3]
-    used[..., (side + 1) // 2 :, :, :] = False  # the other side says the same
-    unit = ((whole[:, used] - whole[:, used].mean(0)) ** 2).sum(1).mean()
-    penalty = RidgeCV(PENALTIES * unit).fit(whole[:, used], targets).alpha_
-    twice = len(both) / len(whole)
+    spread = both.std(0)
+    used = spread > SMALLEST_SPREAD
+    used[..., (used.shape[-3] + 1) // 2 :, :, :] = False  # the other side says the same
+    divisor = np.where(used, spread, 1) ** evenness
+    for tissue, share in enumerate(balance):
+        part = (whole[:, tissue] / divisor[tissue])[:, used[tissue]]
+        divisor[tissue] *= np.sqrt(part.var(0).sum() / share)
+    whole, both = whole[:, used] / divisor[used], both[:, used] / divisor[used]
+    unit = whole.var(0).sum()
+    penalty, stretch = _penalty_and_stretch(whole, targets, unit)
     ages = np.concatenate([targets, targets[: len(stripped)]])
-    ridge = Ridge(penalty * twice).fit(both[:, used], ages)
-    weight = torch.zeros(used.shape, dtype=torch.float64)
-    weight[torch.from_numpy(used)] = torch.from_numpy(ridge.coef_)
-    _set(network, weight, float(ridge.intercept_))
-    return network.eval(), float(penalty / unit)
+    ridge = Ridge(penalty * unit * len(both) / len(whole)).fit(both, ages)
+    weight, middle = torch.zeros(used.shape, dtype=torch.float64), float(targets.mean())
+    weight[torch.from_numpy(used)] = torch.from_numpy(stretch * ridge.coef_ / divisor[used])
+    _set(network, weight, middle + stretch * (float(ridge.intercept_) - middle))
+    return network.eval(), penalty
+
+
+def _penalty_and_stretch(
+    x: NDArray[np.float64], targets: NDArray[np.float64], unit: float
+) -> tuple[float, float]:
+    """The penalty that errs least on those left out, and the slope of true on foretold ages.
+
+    The slope is above 1 where the penalty, or noise, shrinks ages towards their mean.
+    """
+    from sklearn.linear_model import RidgeCV
+
+    ridge = RidgeCV(PENALTIES * unit, scoring="neg_mean_squared_error", store_cv_results=True)
+    chosen = int(np.flatnonzero(ridge.fit(x, targets).alphas == ridge.alpha_)[0])
+    slope = float(np.polyfit(ridge.cv_results_[:, chosen], targets, 1)[0])
+    return float(PENALTIES[chosen]), max(1.0, slope)
 
 
 @torch.no_grad()

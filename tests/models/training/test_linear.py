@@ -47,7 +47,64 @@ def test_finds_the_spot_and_the_age(scans: list[TrainingScan]) -> None:
     assert np.abs(found - targets(scans[40:])).mean() < 0.2
     weight = network.weight.detach()
     inside = weight[PLACE].mean()
-    assert inside > 3 * weight[4:8].abs().mean() and weight.abs().max() == 1
+    assert inside > 3 * weight[4:8].abs().mean() and weight.abs().max() == pytest.approx(1)
+
+
+def test_ages_are_not_drawn_to_the_mean(scans: list[TrainingScan]) -> None:
+    """Noise shrinks ages; of those foretold, true ages are neither further apart nor closer."""
+    grainy = [
+        replace(scan, image=scan.image + 0.5 * torch.randn(SHAPE, generator=grain), stripped=None)
+        for number, scan in enumerate(scans)
+        for grain in (torch.Generator().manual_seed(number),)
+    ]
+    network, _ = fit(grainy[:40], targets(grainy[:40]))
+    with torch.inference_mode():
+        found = network(torch.stack([scan.image for scan in grainy[40:]])[:, None]).numpy()
+    assert found.std() < targets(scans[40:]).std()
+    assert np.polyfit(found, targets(scans[40:]), 1)[0] == pytest.approx(1, abs=0.2)
+
+
+def test_voxels_that_vary_much_need_not_say_most(scans: list[TrainingScan]) -> None:
+    """Where the rest of the brain varies ten times as much as the spot of age."""
+    random = np.random.default_rng(5)
+    loud = []
+    for scan in scans:
+        image = torch.from_numpy(random.normal(0, 1, SHAPE).astype(np.float32))
+        image[:, :10] = scan.image[:, :10]
+        loud.append(replace(scan, image=image, stripped=None))
+    errors = []
+    for evenness in (0.0, 0.75):
+        network, _ = fit(loud[:40], targets(loud[:40]), evenness=evenness)
+        with torch.inference_mode():
+            found = network(torch.stack([scan.image for scan in loud[40:]])[:, None]).numpy()
+        errors.append(np.abs(found - targets(scans[40:])).mean())
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_no_tissue_says_more_than_its_share(scans: list[TrainingScan]) -> None:
+    """Three maps tell the age alike, of which one is a hundred times as strong."""
+    maps = [
+        replace(scan, image=torch.stack([100 * scan.image, scan.image, scan.image]), stripped=None)
+        for scan in scans
+    ]
+    said = []
+    for balance in ((), (1.0, 1.0, 0.25)):
+        network, _ = fit(maps, targets(maps), balance=balance)
+        prepared = network.prepared(torch.stack([scan.image for scan in maps])[:, None])
+        parts = (prepared * network.weight).flatten(2).sum(2).detach() * network.gain
+        said.append(parts.std(0))
+    assert said[0][0] > 50 * said[0][1]
+    assert said[1][0].item() == pytest.approx(said[1][1].item(), rel=0.05)
+    assert 0.1 * said[1][0] < said[1][2] < 0.5 * said[1][0]
+
+
+def test_amounts_are_raised_to_a_power(scans: list[TrainingScan]) -> None:
+    root = LinearMap((2, 2, 2), smoothing=0, power=0.5)
+    amounts = torch.tensor([-1.0, 0, 4, 9, 16, 25, 36, 49]).reshape(1, 1, 2, 2, 2)
+    expected = torch.tensor([0.0, 0, 2, 3, 4, 5, 6, 7]).reshape(1, 2, 2, 2)
+    torch.testing.assert_close(root.prepared(amounts), (expected + expected.flip(1)) / 2)
+    network, _ = fit(scans, targets(scans), preparation={"power": 0.5})
+    assert network.power == 0.5
 
 
 def test_both_sides_count_alike(scans: list[TrainingScan]) -> None:
