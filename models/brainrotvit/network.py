@@ -258,7 +258,8 @@ class BrainRotViT(nn.Module):
         nor brought to 4 mm.
     centred
         Slices show how a brain differs from the mean of those it was trained on, which the buffers
-        ``mean`` and ``deviation`` hold: what age does to a place is little beside what it is.
+        ``mean`` and ``deviation`` hold for every voxel: what age does to a place is little beside
+        what it is.
     mirror
         In use, predict from the brain and from its mirror image, and average.
     """
@@ -281,7 +282,7 @@ class BrainRotViT(nn.Module):
         if centred:
             size = self.regressor.slices, *self.encoder.image_size
             self.register_buffer("mean", torch.zeros(size))
-            self.register_buffer("deviation", torch.ones(()))
+            self.register_buffer("deviation", torch.ones(size))
 
     def slices(self, x: Tensor) -> Tensor:
         """Sagittal slices, as many and as large as the network wants them.

@@ -31,6 +31,9 @@ from models.training.regression import State, descend, learning_rate
 DECADES = 10
 SMALLEST_DEVIATION = 1e-3
 """Of an entry of the feature matrix, beside the mean deviation of all of them."""
+EVENNESS, SMALLEST_SPREAD = 0.75, 0.1
+"""Power of its spread over people by which a voxel of a slice is divided, as in morphometry, and
+what is added to each spread, beside the mean of all of them."""
 
 
 class TwoStages:
@@ -105,17 +108,24 @@ def _encoder_epoch(
 
 @torch.no_grad()
 def centre(state: State, training: Sequence[TrainingScan], options: Options) -> None:
-    """Give a centred network, and its average, the mean and the spread of the people's slices."""
+    """Give a centred network, and its average, the mean of the people's slices and their spread.
+
+    Both are the same in mirrored slices, for views are mirrored half of the time.
+    """
     network, average = _networks(state)
     if not network.centred:
         return
     both = [each for scan in training for each in (scan.image, scan.stripped) if each is not None]
     slices = torch.cat([network.slices(each[None, None].to(options.device).float())
                         for each in both])  # fmt: skip
-    mean = (slices.mean(0) + slices.mean(0).flip(0)) / 2  # views are mirrored half of the time
+    mean = (slices.mean(0) + slices.mean(0).flip(0)) / 2
+    spread = (slices - mean).square().mean(0).sqrt()
+    spread = (spread + spread.flip(0)) / 2
+    deviation = (spread + SMALLEST_SPREAD * spread.mean()) ** EVENNESS
+    deviation *= ((slices - mean) / deviation).std()
     for each in (network, average):
         each.mean.copy_(mean)
-        each.deviation.copy_((slices - mean).std())
+        each.deviation.copy_(deviation)
 
 
 @torch.no_grad()
