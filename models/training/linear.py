@@ -46,13 +46,13 @@ def fit(
     targets: NDArray[np.float64],
     evenness: float = 0.0,
     balance: Sequence[float] = (),
+    stretched: bool = False,
     preparation: Mapping[str, Any] | None = None,
 ) -> tuple[LinearMap, float]:
     """Ridge regression, its penalty chosen by the error of leaving one scan out.
 
     It is chosen with whole maps, and the weights are then fitted to whole and to stripped ones:
-    both of a person tell the same age, and to leave out one of them would leave out nobody. What
-    the penalty has drawn to the mean is drawn out again, as ages that leave one out say.
+    both of a person tell the same age, and to leave out one of them would leave out nobody.
 
     Parameters
     ----------
@@ -66,6 +66,9 @@ def fit(
     balance
         How much the maps of several tissues may say, by the variance of each, in sum; empty: as
         they are.
+    stretched
+        Whether what the penalty has drawn to the mean is drawn out again, as ages that leave one
+        out say.
     preparation
         Arguments of the network, of what it does to maps.
 
@@ -89,7 +92,8 @@ def fit(
         divisor[tissue] *= np.sqrt(part.var(0).sum() / share)
     whole, both = whole[:, used] / divisor[used], both[:, used] / divisor[used]
     unit = whole.var(0).sum()
-    penalty, stretch = _penalty_and_stretch(whole, targets, unit)
+    penalty, slope = _penalty_and_slope(whole, targets, unit)
+    stretch = max(1.0, slope) if stretched else 1.0
     ages = np.concatenate([targets, targets[: len(stripped)]])
     ridge = Ridge(penalty * unit * len(both) / len(whole)).fit(both, ages)
     weight, middle = torch.zeros(used.shape, dtype=torch.float64), float(targets.mean())
@@ -98,19 +102,19 @@ def fit(
     return network.eval(), penalty
 
 
-def _penalty_and_stretch(
+def _penalty_and_slope(
     x: NDArray[np.float64], targets: NDArray[np.float64], unit: float
 ) -> tuple[float, float]:
     """The penalty that errs least on those left out, and the slope of true on foretold ages.
 
-    The slope is above 1 where the penalty, or noise, shrinks ages towards their mean.
+    The slope is above 1 where the penalty shrinks ages towards their mean.
     """
     from sklearn.linear_model import RidgeCV
 
     ridge = RidgeCV(PENALTIES * unit, scoring="neg_mean_squared_error", store_cv_results=True)
     chosen = int(np.flatnonzero(ridge.fit(x, targets).alphas == ridge.alpha_)[0])
     slope = float(np.polyfit(ridge.cv_results_[:, chosen], targets, 1)[0])
-    return float(PENALTIES[chosen]), max(1.0, slope)
+    return float(PENALTIES[chosen]), slope
 
 
 @torch.no_grad()

@@ -32,7 +32,9 @@ def method(data: TrainingSet) -> Method:
         recipe=MORPHOMETRY,
         contract=MorphometryContract(data.template, TISSUES, (x, y, z), ages),
         inputs=inputs,
-        fit=partial(fit, evenness=EVENNESS, balance=BALANCE, preparation=preparation),
+        fit=partial(
+            fit, evenness=EVENNESS, balance=BALANCE, stretched=True, preparation=preparation
+        ),
         network={"shape": shape, **preparation},
         architecture="linear",
     )
