@@ -1,10 +1,10 @@
 """Tables of docs/evaluation.md, from finished output folders of the app.
 
-    python benchmarks/evaluate.py --out IXI=DIR --out ds002748=DIR --training DIR --muse IXI=DIR
+    python benchmarks/evaluate.py --out IXI=DIR --out ds002748=DIR --muse IXI=DIR
 
 writes docs/evaluation.md; with `--table NAME ...`, prints these tables alone. Ages of a data set
-that a model was trained on are taken from the predictions out of fold (`out_of_fold.tsv` of the
-training folder), never from the output folder: the weights in use have seen those scans.
+that a model was trained on are taken from the predictions out of fold (benchmarks/ages.py), never
+from the output folder: the weights in use have seen those scans.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 import models  # noqa: E402
+from benchmarks import ages as unseen_ages  # noqa: E402
 from benchmarks.markdown import table  # noqa: E402
-from benchmarks.retest import CHANGES, ages_again, moves_of  # noqa: E402
+from benchmarks.retest import CHANGES, moves_of  # noqa: E402
 from bidsapp import group  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.errors import UserError  # noqa: E402
@@ -39,7 +40,6 @@ from bidsapp.reporting.methods import stem_of  # noqa: E402
 from bidsapp.settings import Settings  # noqa: E402
 from bidsapp.study import load_study  # noqa: E402
 from models import registry  # noqa: E402
-from models.contract import ModelCard  # noqa: E402
 from models.ensemble import voters, weights_of  # noqa: E402
 from models.segmentation.labels import (  # noqa: E402
     LABELS,
@@ -47,10 +47,7 @@ from models.segmentation.labels import (  # noqa: E402
     STRUCTURES,
     structures_from_muse,
 )
-from models.training.data import (  # noqa: E402
-    dataset_name,
-    load_inputs,
-)
+from models.training.data import dataset_name  # noqa: E402
 from models.training.evaluation import accuracy  # noqa: E402
 
 FEWEST = 3
@@ -139,15 +136,10 @@ def main(arguments: list[str] | None = None) -> None:
                         help=f"print these and write nothing: {', '.join(TABLES)}")  # fmt: skip
     parser.add_argument("--out", action="append", required=True, metavar="NAME=DIR",
                         help="output folder of a data set")  # fmt: skip
-    parser.add_argument("--training", action="append", default=[], type=Path, metavar="DIR",
-                        help="training folder, with out_of_fold.tsv and card.toml")  # fmt: skip
-    parser.add_argument("--alone", action="append", default=[], type=Path, metavar="DIR",
-                        help="training folder of a model that has seen fewer data sets than the "
-                        "embedded one: how it does on the others")  # fmt: skip
+    parser.add_argument("--ages", type=Path, default=unseen_ages.FOLDER, metavar="DIR",
+                        help="with the tables of benchmarks/ages.py (%(default)s)")  # fmt: skip
     parser.add_argument("--muse", action="append", default=[], metavar="NAME=DIR",
                         help="label maps to compare the volumes with")  # fmt: skip
-    parser.add_argument("--retest", type=Path, metavar="DIR",
-                        help="output folder of the data set of benchmarks/retest.py")  # fmt: skip
     parser.add_argument("--to", type=Path, default=REPOSITORY / "docs" / "evaluation.md")
     options = parser.parse_args(arguments)
     for item in options.out + options.muse:
@@ -163,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def gather(options: argparse.Namespace) -> Material:
-    """Read the output folders and the predictions out of fold."""
+    """Read the output folders and the predictions for people who had not been seen."""
     results = [
         Results(name, folder, list(Derivatives(folder, folder, "").records()))
         for name, folder in map(name_and_folder, options.out)
@@ -172,15 +164,10 @@ def gather(options: argparse.Namespace) -> Material:
     # The page must not say where the folders lie on this machine.
     command = ["python benchmarks/evaluate.py"]
     command += [f"--out {each.name}=results/{each.name}" for each in results]
-    command += [f"--training training/{folder.name}" for folder in options.training]
-    command += [f"--alone training/{folder.name}" for folder in options.alone]
     command += [f"--muse {name}=maps/{name}" for name in muse]
-    again = pd.DataFrame(columns=["person", "change", "model", "age"])
-    if options.retest:
-        again = scanned_again(options.retest, options.alone)
-        command.append("--retest results/retest")
-    found = pd.concat([ages(results, options.training), *carried_over(results, options.alone)])
-    return Material(results, found, of_alone(options.alone), muse, again, " ".join(command))
+    told = unseen_ages.read(options.ages)
+    found = pd.concat([ages(results, told), *carried_over(results, told)])
+    return Material(results, found, of_alone(told), muse, scanned_again(told), " ".join(command))
 
 
 def name_and_folder(item: str) -> tuple[str, Path]:
@@ -189,19 +176,17 @@ def name_and_folder(item: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def ages(results: list[Results], trainings: list[Path]) -> pd.DataFrame:
+def ages(results: list[Results], told: pd.DataFrame) -> pd.DataFrame:
     """True and predicted ages: out of fold where a model has seen the data set."""
     names = {each.dataset: each.name for each in results}
-    frames = []
+    told = told[told["kind"] == unseen_ages.OUT_OF_FOLD]
     seen = {
         name: set(models.card(name).training.get("datasets", ())) for name in models.embedded()
     }
-    for folder in trainings:
-        model = tomllib.loads((folder / "card.toml").read_text(encoding="utf-8"))["name"]
-        frame = pd.read_csv(folder / "out_of_fold.tsv", sep="\t", dtype={"participant_id": str})
-        seen[model] = seen.get(model, set()) | set(frame["dataset"])
-        frame["dataset"] = frame["dataset"].replace(names)
-        frames.append(frame.assign(model=model, kind=OUT_OF_FOLD))
+    frames = []
+    for model, frame in told.groupby("model"):
+        seen[str(model)] = seen.get(str(model), set()) | set(frame["dataset"])
+        frames.append(frame.replace({"dataset": names}).assign(kind=OUT_OF_FOLD))
     frames += ensemble_of(frames, OUT_OF_FOLD)
     rows = [
         {"dataset": each.name, "participant_id": record["participant_id"], "age": record["age"],
@@ -236,43 +221,24 @@ def ensemble_of(frames: list[pd.DataFrame], kind: str) -> list[pd.DataFrame]:
                         kind=kind)]  # fmt: skip
 
 
-def carried_over(results: list[Results], trainings: list[Path]) -> list[pd.DataFrame]:
+def carried_over(results: list[Results], told: pd.DataFrame) -> list[pd.DataFrame]:
     """Predictions of models of one or several data sets for people of the others."""
-    frames = []
-    for folder in trainings:
-        card = registry.read_card(folder / registry.CARD)
-        model = models.load(card.name, weights=folder)
-        seen = card.training["datasets"]
-        for each in results:
-            if each.dataset in seen or not any(record["age"] for record in each.records):
-                continue
-            scans = load_inputs(card, [each.folder]).scans
-            found = [
-                model.predict(scan.image.float().numpy(), scan.sex).predicted_age for scan in scans
-            ]
-            frames.append(pd.DataFrame({
-                "dataset": each.name, "participant_id": [scan.participant_id for scan in scans],
-                "age": [scan.age for scan in scans], "model": card.name, "predicted_age": found,
-                "kind": alone_kind(card),
-            }))  # fmt: skip
-    kinds = {frame["kind"].iloc[0] for frame in frames}
-    return frames + (ensemble_of(frames, *kinds) if len(kinds) == 1 else [])
+    names = {each.dataset: each.name for each in results}
+    rows = told[(told["kind"] == unseen_ages.UNSEEN) & told["dataset"].isin(names)]
+    rows = rows.replace({"dataset": names}).assign(kind=alone_kind(rows))
+    frames = [frame for _, frame in rows.groupby("model")]
+    return frames + (ensemble_of(frames, *kinds) if len(kinds := {*rows["kind"]}) == 1 else [])
 
 
-def of_alone(trainings: list[Path]) -> pd.DataFrame:
+def of_alone(told: pd.DataFrame) -> pd.DataFrame:
     """Predictions out of fold of models of one or several data sets, by model and kind."""
-    frames = [pd.DataFrame(columns=["dataset", "participant_id", "age", "predicted_age", "model",
-                                    "kind"])]  # fmt: skip
-    for folder in trainings:
-        card = registry.read_card(folder / registry.CARD)
-        frame = pd.read_csv(folder / "out_of_fold.tsv", sep="\t", dtype={"participant_id": str})
-        frames.append(frame.assign(model=card.name, kind=alone_kind(card)))
-    return pd.concat(frames[-len(trainings) or None :], ignore_index=True)
+    rows = told[told["kind"] == unseen_ages.ALONE]
+    return rows.assign(kind=alone_kind(rows))
 
 
-def alone_kind(card: ModelCard) -> str:
-    """What to call predictions of a model that has seen fewer data sets."""
-    return f"{UNSEEN}; trained on {', '.join(card.training['datasets'])} alone"
+def alone_kind(rows: pd.DataFrame) -> pd.Series:
+    """What to call predictions of models that have seen fewer data sets."""
+    return UNSEEN + "; trained on " + rows["trained_on"].astype(str) + " alone"
 
 
 def _has_seen(model: str, dataset: str, seen: Mapping[str, set[str]]) -> bool:
@@ -444,16 +410,14 @@ def held(people: pd.DataFrame, others: pd.DataFrame, share: float) -> tuple[floa
     return float(np.mean(inside)), float(np.mean(widths))
 
 
-def scanned_again(folder: Path, trainings: list[Path]) -> pd.DataFrame:
+def scanned_again(told: pd.DataFrame) -> pd.DataFrame:
     """Ages of the same heads by networks that have not seen them, and their mean."""
-    frames = []
-    for training in trainings:
-        card = registry.read_card(training / registry.CARD)
-        if card.in_ensemble:
-            frames.append(ages_again(training, load_inputs(card, [folder]).scans))
-    found = pd.concat(frames, ignore_index=True)
-    mean = found.groupby(["person", "change"], as_index=False)["age"].mean()
-    return pd.concat([found, mean.assign(model="mean of these")], ignore_index=True)
+    names = {"participant_id": "person", "predicted_age": "age"}
+    rows = told[told["kind"] == unseen_ages.AGAIN].drop(columns="age").rename(columns=names)
+    voting = voters({name: models.card(name) for name in models.embedded()})
+    rows = rows[rows["model"].isin(voting)]
+    mean = rows.groupby(["person", "change"], as_index=False)["age"].mean()
+    return pd.concat([rows, mean.assign(model="mean of these")], ignore_index=True)
 
 
 def retest(material: Material) -> tuple[str, str]:
@@ -465,7 +429,7 @@ def retest(material: Material) -> tuple[str, str]:
         "By networks trained without the person; those in use have seen these heads."
     )
     if material.retest.empty:
-        return "No scans of the same heads again were given (`--retest`).", ""
+        return "No ages of the same heads again are known (`benchmarks/ages.py`).", ""
     rows = []
     for model, part in material.retest.groupby("model", sort=False):
         moves = moves_of(part)

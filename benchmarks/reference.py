@@ -1,11 +1,10 @@
 """Percentile curves of the reference people in the participants' reports.
 
-    python benchmarks/reference.py --out DIR ... --training DIR ...
+    python benchmarks/reference.py --out DIR ...
 
-writes bidsapp/reporting/reference.toml from finished output folders of the app (`--out`, for the
-volumes) and from the training folders of the embedded models (`--training`, for ages predicted out
-of fold: `out_of_fold.tsv` beside the `card.toml` of the weights in use), and prints how well the
-curves fit. Run it again when a model gets other weights.
+writes bidsapp/reporting/reference.toml from finished output folders of the app (for the volumes)
+and from the ages that the models that vote predicted out of fold (benchmarks/ages.py), and prints
+how well the curves fit. Run it again when a model gets other weights.
 
 Each quantity is normal with a mean that is quadratic in age and a log standard deviation that is
 linear in age, both fitted by maximum likelihood; volumes after taking their logarithm. Scans that
@@ -32,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 import models  # noqa: E402
+from benchmarks import ages as unseen_ages  # noqa: E402
 from benchmarks.markdown import table  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.reporting.reference import (  # noqa: E402
@@ -42,7 +42,7 @@ from bidsapp.reporting.reference import (  # noqa: E402
     percent,
 )
 from bidsapp.settings import Settings  # noqa: E402
-from models.registry import CARD, read_card  # noqa: E402
+from models.ensemble import voters, weights_of  # noqa: E402
 
 Array = NDArray[np.float64]
 STEP = 2.0
@@ -84,7 +84,8 @@ def main() -> None:
     """Fit all curves, write them and print their fit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, nargs="+", required=True)
-    parser.add_argument("--training", type=Path, nargs="+", required=True)
+    parser.add_argument("--ages", type=Path, default=unseen_ages.FOLDER, metavar="DIR",
+                        help="with the tables of benchmarks/ages.py (%(default)s)")  # fmt: skip
     parser.add_argument("--to", type=Path, default=REPOSITORY / "bidsapp/reporting" / FILE)
     options = parser.parse_args()
     fits: dict[str, tuple[Array, Array, Array, Array]] = {}
@@ -106,7 +107,7 @@ def main() -> None:
         fits[f"{region}, % of {whole}"] = ages, values, grid, curves
         text += section(f"volumes.{whole}.{region}", curves, 4)
 
-    found, weights, datasets = predicted_ages(options.training)
+    found, weights, datasets = predicted_ages(unseen_ages.read(options.ages))
     grid = ages_of(found["age"].to_numpy())
     text += [
         "",
@@ -151,27 +152,18 @@ def volumes(folders: Sequence[Path]) -> tuple[Array, dict[tuple[str, str], Array
     return np.array(ages), {key: np.array(values) for key, values in shares.items()}, sources
 
 
-def predicted_ages(
-    folders: Sequence[Path],
-) -> tuple[pd.DataFrame, dict[str, str], Counter[str]]:
+def predicted_ages(told: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], Counter[str]]:
     """Ages predicted out of fold, by model and by all together; hashes of the weights."""
-    joined: pd.DataFrame | None = None
-    weights, precision = {}, {}
-    for folder in folders:
-        card = read_card(folder / CARD)
-        if card.weights_sha256 != models.card(card.name).weights_sha256:
-            raise SystemExit(f"{folder} holds other weights of {card.name} than those in use")
-        rows = pd.read_csv(folder / "out_of_fold.tsv", sep="\t", dtype={"participant_id": str})
-        rows = rows.groupby(["dataset", "participant_id"], as_index=False).first()
-        rows = rows[["dataset", "participant_id", "age", "predicted_age"]]
-        rows = rows.rename(columns={"predicted_age": card.name})
-        joined = rows if joined is None else joined.merge(rows.drop(columns="age"))
-        weights[card.name] = card.weights_sha256
-        precision[card.name] = card.uncertainty.standard_deviation**-2
-    assert joined is not None
-    share = np.array(list(precision.values())) / sum(precision.values())
-    joined["ensemble"] = joined[list(precision)].to_numpy() @ share  # as models.ensemble.combine
-    return joined, weights, Counter(joined["dataset"])
+    cards = {name: models.card(name) for name in told["model"].unique()}
+    names = voters(cards)
+    told = told[told["kind"] == unseen_ages.OUT_OF_FOLD]
+    wide = told.pivot_table(
+        index=["dataset", "participant_id", "age"], columns="model", values="predicted_age",
+        aggfunc="first", sort=False,
+    )[names].dropna().reset_index()  # fmt: skip
+    shares = weights_of([cards[name].uncertainty.standard_deviation for name in names])
+    wide["ensemble"] = wide[names].to_numpy() @ shares
+    return wide, {name: cards[name].weights_sha256 for name in names}, Counter(wide["dataset"])
 
 
 # --- words ---

@@ -2,7 +2,7 @@
 
     python benchmarks/retest.py BIDS_DIR RETEST_DIR
     ./run.py RETEST_DIR RETEST_OUT participant
-    python benchmarks/evaluate.py --table retest --retest RETEST_OUT --alone TRAINING --out ...
+    python benchmarks/ages.py --again RETEST_OUT --alone TRAINING ...
 
 Every head is there five times, told apart by `acq-`; an age should not change with them. Networks
 that have seen the head as it was know it by heart, so that ages must come from one that has not.

@@ -12,9 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import models
+from benchmarks import ages as unseen_ages
 from benchmarks import evaluate
 from bidsapp.settings import Settings
 from models.segmentation.labels import LABELS
+
+OUT_OF_FOLD = [("sub-1", None, 20, 26), ("sub-2", None, 30, 36), ("sub-3", None, 50, 53)]
+
+
+def write_ages(folder: Path, rows: list[tuple[Any, ...]]) -> None:
+    """What benchmarks/ages.py writes, of a model without a card."""
+    table = pd.DataFrame(rows, columns=unseen_ages.COLUMNS).assign(weights="0")
+    table.to_csv(folder / "stub.tsv", sep="\t", index=False, na_rep="n/a")
 
 
 def write_results(folder: Path, dataset: str, ages: list[float], predicted: list[float]) -> Path:
@@ -49,14 +59,10 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     crash = unseen / "logs" / "run" / "crash-sub-9.txt"
     crash.parent.mkdir(parents=True)
     crash.touch()
-    training = tmp_path / "training"
-    training.mkdir()
-    (training / "card.toml").write_text('name = "stub"\n')
-    rows = [("seen", "sub-1", 20, 26), ("seen", "sub-2", 30, 36), ("seen", "sub-3", 50, 53)]
-    lines = ["dataset\tparticipant_id\tage\tpredicted_age"]
-    lines += ["\t".join(map(str, row)) for row in rows]
-    (training / "out_of_fold.tsv").write_text("\n".join(lines) + "\n")
-    return {"Seen": seen, "Unseen": unseen, "Single": single, "training": training}
+    told = tmp_path / "ages"
+    told.mkdir()
+    write_ages(told, [("out of fold", "seen", "seen", *row) for row in OUT_OF_FOLD])
+    return {"Seen": seen, "Unseen": unseen, "Single": single, "ages": told}
 
 
 def rows_of(
@@ -66,7 +72,7 @@ def rows_of(
     outs = [
         w for name in ("Seen", "Unseen", "Single") for w in ("--out", f"{name}={folders[name]}")
     ]
-    evaluate.main(["--table", table, *outs, "--training", str(folders["training"]), *more])
+    evaluate.main(["--table", table, *outs, "--ages", str(folders["ages"]), *more])
     printed = capsys.readouterr().out
     assert str(folders["Seen"].parent) not in printed
     cells = [line.strip("| ").split(" | ") for line in printed.splitlines() if line[:1] == "|"]
@@ -91,6 +97,33 @@ def test_data_sets_trained_on_are_shown_out_of_fold_alone(
     assert rows["Unseen"][3].startswith("2.25 [")
     assert rows["Unseen"][5] == "+0.25"
     assert rows["Single"][2:6] == ["1", "5.0", "n/a", "+5.0"]
+
+
+def test_models_of_fewer_data_sets_are_shown_on_the_others(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = [("sub-1", None, 20, 40), ("sub-2", None, 30, 40), ("sub-3", None, 50, 40)]
+    write_ages(folders["ages"], [("alone, unseen", "other", "seen", *row) for row in away])
+    rows = rows_of(capsys, folders, "predictions")
+    assert rows["Seen"][:3] == ["stub", "unseen; trained on other alone", "3"]
+    assert rows["Seen"][3].startswith("13.33 [") and rows["Seen"][5] == "+6.67"
+
+
+def test_heads_scanned_again_count_for_models_that_vote(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ages = {"asitwas": 40, "rotated": 43, "shifted": 41, "noisy": 40, "int16": 40}
+    again = [("again", "other", "n/a", "sub-1", name, None, age) for name, age in ages.items()]
+    write_ages(folders["ages"], again)
+    (folders["ages"] / "stub.tsv").rename(folders["ages"] / "linear.tsv")
+    with pytest.raises(SystemExit, match="other weights"):
+        rows_of(capsys, folders, "retest")
+    table = pd.read_csv(folders["ages"] / "linear.tsv", sep="\t")
+    table = table.assign(weights=models.card("linear").weights_sha256)
+    table.to_csv(folders["ages"] / "linear.tsv", sep="\t", index=False)
+    rows = rows_of(capsys, folders, "retest")
+    assert rows["linear"] == rows["mean of these"]
+    assert rows["linear"][1:3] == ["3.00 (3.00)", "1.00 (1.00)"] and rows["linear"][-1] == "1.00"
 
 
 def test_error_by_decade(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +205,8 @@ def test_volumes_are_compared_by_structure(
 
 def test_the_page_holds_every_table(folders: dict[str, Path], tmp_path: Path) -> None:
     page = tmp_path / "evaluation.md"
-    evaluate.main(["--out", f"Unseen={folders['Unseen']}", "--to", str(page)])
+    folder = str(folders["ages"])
+    evaluate.main(["--out", f"Unseen={folders['Unseen']}", "--ages", folder, "--to", str(page)])
     text = page.read_text()
     for name, (title, _) in evaluate.TABLES.items():
         assert f"## {title} (`{name}`)\n" in text

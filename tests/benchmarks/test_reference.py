@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import models
+from benchmarks import ages as unseen_ages
 from benchmarks.reference import Fit, ages_of, predicted_ages, volumes
 from bidsapp.reporting.reference import PERCENTILES
 
@@ -60,12 +62,11 @@ def test_who_counts_for_volumes(tmp_path: Path) -> None:
     assert shares["brain", "hippocampus"] == pytest.approx([100 * 12 / 1000, 100 * 14 / 1000])
 
 
-def test_weights_that_are_not_in_use_are_refused(tmp_path: Path) -> None:
-    import models
-    from models.registry import FOLDER
-
-    card = (FOLDER / "wssa" / "card.toml").read_text()
-    other = card.replace(models.card("wssa").weights_sha256, "0" * 64)
-    (tmp_path / "card.toml").write_text(other)
-    with pytest.raises(SystemExit, match="other weights"):
-        predicted_ages([tmp_path])
+def test_predicted_ages_are_those_of_people_held_out_and_of_models_that_vote() -> None:
+    found, weights, datasets = predicted_ages(unseen_ages.read())
+    assert "volumes" not in weights and len(weights) > 1
+    assert weights == {name: models.card(name).weights_sha256 for name in weights}
+    assert sum(datasets.values()) == len(found) == models.card("wssa").training["people"]
+    spread = found[list(weights)]
+    assert (found["ensemble"] <= spread.max(axis=1)).all()
+    assert (found["ensemble"] >= spread.min(axis=1)).all()
