@@ -412,7 +412,8 @@ def write_tables(work: Path) -> None:
     """Put the tables of all that is there into the page."""
     for name, text in TABLES.items():
         there = any(work.glob("planted_*.json" if name == "planted" else "real_*.json"))
-        put(PAGE, name, text(work) if there else "Not measured yet: run the command above.")
+        if there:
+            put(PAGE, name, text(work))
 
 
 if __name__ == "__main__":
