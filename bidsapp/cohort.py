@@ -20,7 +20,7 @@ from bidsapp.derivatives import Derivatives
 from bidsapp.errors import UserError
 from bidsapp.settings import Settings
 from bidsapp.statistics.verdict import Verdict
-from bidsapp.study import People, phenotype_table
+from bidsapp.study import People, asked_for, phenotype_table
 
 REFERENCE, OTHER, REPEAT = "reference", "other", "repeat"
 DUPLICATE, NO_AGE, FAILED_QUALITY, NO_PREDICTION = (
@@ -139,7 +139,7 @@ def collect(out: Derivatives, settings: Settings) -> Cohort:
     asked = tables.asked_columns(settings)
     people = People(settings.bids_dir) if settings.bids_dir.is_dir() else None
     more = phenotype_table(settings.phenotype) if settings.phenotype else None
-    found = records.Found(settings, records.without_vote())
+    found = records.Found(settings, records.without_vote(), asked_for(settings))
     for record in out.records():
         found.add(record, asked)
     records.check_found(found, settings)

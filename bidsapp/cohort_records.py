@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class Found:
 
     settings: Settings
     without_vote: set[str]
+    asked: Callable[[str, str | None, str], bool]
     scans: list[dict[str, Any]] = field(default_factory=list)
     quality: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, list[tuple[float, ...]]] = field(default_factory=dict)
@@ -40,7 +41,7 @@ class Found:
     def add(self, record: Mapping[str, Any], wanted: Sequence[str]) -> None:
         """Take what a record says of a scan; ``wanted`` are columns beside `WHO`."""
         participant, session = str(record.get("participant_id") or "n/a"), record.get("session_id")
-        if not self.settings.asks_for(participant, session):
+        if not self.asked(participant, session, str(record.get("source"))):
             self.not_asked += 1
             return
         everything = record.get("predictions") or {}

@@ -41,7 +41,7 @@ from bidsapp.preprocessing.templates import load_template
 from bidsapp.progress import Steps
 from bidsapp.reporting.importance_figures import map_figure, region_bars
 from bidsapp.settings import Settings
-from bidsapp.study import Demographics, Scan
+from bidsapp.study import Demographics, Scan, asked_for
 from models import intensity
 from models.contract import TISSUES, InputContract, ModelError
 from models.prediction import BrainAgeModel
@@ -155,11 +155,11 @@ def population(settings: Settings, out: Derivatives) -> list[str]:
     UserError
         An atlas or a noise model that the user named cannot be used.
     """
-    methods = settings.importance_at("group")
+    methods, asked = settings.importance_at("group"), asked_for(settings)
     everybody = [
         source
         for source in good_sources(out)
-        if settings.asks_for(source.scan.participant_id, source.scan.session_id)
+        if asked(source.scan.participant_id, source.scan.session_id, source.scan.source)
     ]
     names = _models(settings, everybody)
     if not names:

@@ -65,7 +65,7 @@ class Settings:
     )
     bids_filter_file: Path | None = option(
         "JSON file with PyBIDS filters for the key 't1w', as in fMRIPrep: null means 'absent', "
-        "'*' means 'any'",
+        "'*' means 'any'; at the group level, for the scans to analyse",
         None,
     )
     skip_bids_validation: bool = option(

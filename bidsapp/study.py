@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -99,6 +99,35 @@ def load_study(settings: Settings) -> Study:
     scans = [people.scan(scan) for scan in scans]
     warnings += people.warnings(scans)
     return Study(root, study_name(root), tuple(scans), tuple(warnings))
+
+
+def asked_for(settings: Settings) -> Callable[[str, str | None, str], bool]:
+    """Whether a scan that has a record was named, by its labels or by a filter file.
+
+    Returns
+    -------
+    callable
+        From the record's ``participant_id``, ``session_id`` and ``source`` to bool.
+
+    Raises
+    ------
+    UserError
+        A filter is wrong, or there is no data set to ask.
+    NothingToDo
+        No T1w image of the data set matches it.
+    """
+    chosen: set[str] | None = None
+    if settings.bids_filter_file:
+        _describe(settings.bids_dir)
+        chosen = {f"bids:raw:{path}" for path in _query(settings)}
+        if not chosen:
+            raise NothingToDo(_nothing(settings, ()))
+
+    def asked(participant_id: str, session_id: str | None, source: str) -> bool:
+        labelled = settings.asks_for(participant_id, session_id)
+        return labelled and (chosen is None or source in chosen)
+
+    return asked
 
 
 def study_name(root: Path) -> str:

@@ -174,6 +174,8 @@ def of_predictions(
         Distance of the image from the training images of each model, None where not known.
     """
     inside = [each for each, (low, high) in models if age is not None and low <= age <= high]
+    if age is not None and not inside:
+        inside = [each for each, _ in models]
     ends = [min(age - low, high - age) for _, (low, high) in models if age is not None]
     return {
         "model_disagreement_years": float(np.ptp(inside)) if len(inside) > 1 else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -244,6 +245,19 @@ def test_participants_and_sessions_that_were_named(make_record: Any, write_recor
     assert "no prediction of sub-09" in verdicts(found)["label_without_record"]
     with pytest.raises(NothingToDo, match="no predictions of the participants and sessions"):
         cohort(Settings(**vars(settings) | {"session_label": ("c",)}))
+
+
+def test_scans_that_a_filter_file_names(
+    make_record: Any, write_records: Any, make_study: Any, tmp_path: Path
+) -> None:
+    records = [make_record(f"sub-0{n}", age=30.0 + n) for n in (1, 2)]
+    settings = write_records(records)
+    study = make_study([records[1]["source"].removeprefix("bids:raw:")])
+    (tmp_path / "filter.json").write_text('{"t1w": {"subject": "02"}}')
+    changed = {"bids_dir": study, "bids_filter_file": tmp_path / "filter.json"}
+    found = cohort(Settings(**vars(settings) | changed))
+    assert found.scans["participant_id"].tolist() == ["sub-02"]
+    assert dict(found.counts)["records of others than were named"] == 1
 
 
 @pytest.mark.parametrize(

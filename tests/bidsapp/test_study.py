@@ -10,13 +10,17 @@ import pytest
 from bidsapp.demographics import Demographics
 from bidsapp.errors import NothingToDo, UserError
 from bidsapp.settings import Settings
-from bidsapp.study import Study, load_study, study_name
+from bidsapp.study import Study, asked_for, load_study, study_name
 
 MakeStudy = Callable[..., Path]
 
 
 def load(root: Path, **settings: Any) -> Study:
-    return load_study(Settings(root, root.parent / "out", ("participant",), **settings))
+    return load_study(_settings(root, **settings))
+
+
+def _settings(root: Path, **settings: Any) -> Settings:
+    return Settings(root, root.parent / "out", ("participant",), **settings)
 
 
 def stems(study: Study) -> list[str]:
@@ -189,6 +193,30 @@ def test_no_t1w_at_all(make_study: MakeStudy) -> None:
 )
 def test_filter_file(tiny_study: Path, content: Any, expected: list[str]) -> None:
     assert stems(filtered(tiny_study, content)) == expected
+    scans = load(tiny_study).scans  # whose records the group level asks about
+    named = asked_for(_settings(tiny_study, bids_filter_file=tiny_study.parent / "filter.json"))
+    kept = [s.stem for s in scans if named(s.participant_id, s.session_id, s.source)]
+    assert kept == expected
+
+
+def test_labels_and_a_filter_file_narrow_together(tiny_study: Path) -> None:
+    path = tiny_study.parent / "filter.json"
+    path.write_text('{"t1w": {"session": "a"}}')
+    source = "bids:raw:sub-02/ses-a/anat/sub-02_ses-a_run-1_T1w.nii.gz"
+    named = asked_for(_settings(tiny_study, bids_filter_file=path, participant_label=["02"]))
+    assert named("sub-02", "ses-a", source)
+    assert not named("sub-02", "ses-a", source.replace("run-1", "run-7"))
+    other = asked_for(_settings(tiny_study, bids_filter_file=path, session_label=["b"]))
+    assert not other("sub-02", "ses-a", source)
+
+
+def test_a_filter_at_the_group_level_that_matches_nothing(tiny_study: Path) -> None:
+    path = tiny_study.parent / "filter.json"
+    path.write_text('{"t1w": {"session": "z"}}')
+    with pytest.raises(NothingToDo, match="no T1w image matches --bids-filter-file"):
+        asked_for(_settings(tiny_study, bids_filter_file=path))
+    with pytest.raises(UserError, match="gone"):
+        asked_for(_settings(tiny_study.parent / "gone", bids_filter_file=path))
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,8 @@ def test_disagreement_and_the_ends_of_the_ages() -> None:
     found = of_predictions(30, [(25, adults), (35, adults), (43, old)])
     assert found["model_disagreement_years"] == 10  # the third does not know people of 30
     assert found["years_within_trained_ages"] == 10
+    nobodys = of_predictions(18, [(5, adults), (20, adults)])
+    assert nobodys["model_disagreement_years"] == 15  # all extrapolate
     assert of_predictions(81, [(81, adults)], [None]) == {
         "model_disagreement_years": None, "years_within_trained_ages": -1,
         "distance_from_training": None,
@@ -272,7 +274,7 @@ def test_disagreement_and_the_ends_of_the_ages() -> None:
     }  # fmt: skip
     assert of_predictions(81, [(81, adults), (81, old)])["years_within_trained_ages"] == 1
     assert judge(of_predictions(85, [(85, adults)]), "warn")["passed"] is True
-    assert judge(of_predictions(95, [(95, adults), (50, adults)]), "warn")["flags"] == [
+    assert judge(of_predictions(95, [(95, adults), (90, adults)]), "warn")["flags"] == [
         "years_within_trained_ages"
     ]
     assert judge(of_predictions(50, [(80, adults), (40, adults)]), "warn")["flags"] == [
