@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,7 +34,7 @@ from benchmarks.markdown import put, table  # noqa: E402
 from bidsapp import noise_models  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.errors import UserError  # noqa: E402
-from bidsapp.explain import UNITS, atlas_of  # noqa: E402
+from bidsapp.explain import UNITS, atlas_of, grid_of  # noqa: E402
 from bidsapp.importance import attention, noise  # noqa: E402
 from bidsapp.importance.brain import Array, Brain, Mask  # noqa: E402
 from bidsapp.importance.gradcam import gradcam, merged, suited  # noqa: E402
@@ -209,7 +210,12 @@ def planted(name: str, network: str, work: Path) -> dict[str, Any]:
                                indices(PLACES[name].regions, atlas)),
              "effect": found["effect"] > AGED}  # fmt: skip
     for method, values in maps.items():
-        draw(values, UNITS.get(method, ""), work / f"{name}_{network}_{method}.png")
+        draw(
+            values,
+            np.array(AFFINE),
+            UNITS.get(method, ""),
+            work / f"{name}_{network}_{method}.png",
+        )
     return {
         "mae": float(np.abs(predicted - ages).mean()),
         "r": float(np.corrcoef(predicted, ages)[0, 1]),
@@ -265,9 +271,10 @@ def ranks(values: Array, mask: Mask, atlas: Atlas) -> list[str]:
     return sorted(means, key=lambda name: -means[name])
 
 
-def draw(values: Array, unit: str, path: Path) -> None:
+def draw(values: Array, affine: NDArray[np.float64], unit: str, path: Path) -> None:
     """The figure that the reports show."""
-    template, _ = standard_template(TEMPLATE).on(SHAPE, np.array(AFFINE))
+    x, y, z = values.shape
+    template, _ = standard_template(TEMPLATE).on((x, y, z), affine)
     path.write_bytes(map_figure(values, template.data, template.zooms, unit))
 
 
@@ -287,7 +294,8 @@ def real(name: str, out: Path, most: int, work: Path) -> dict[str, Any]:
         path.with_suffix(".seconds").write_text(json.dumps(seconds))
     seconds = json.loads(path.with_suffix(".seconds").read_text())
     fitted = NoiseModel.from_bytes(path.read_bytes())
-    labels = the_atlas().on(SHAPE, np.array(model.card.image_contract.affine))
+    shape, affine = grid_of(model.card, np.array(AFFINE))
+    labels = the_atlas().on(shape, affine)
     methods: dict[str, tuple[int, Callable[[Brain], Array]]] = {
         "noise": (len(images), fitted.importance),
         "occlusion": (10, lambda b: as_map(occlusion(model, b, labels), labels, b.mask)),
@@ -301,14 +309,14 @@ def real(name: str, out: Path, most: int, work: Path) -> dict[str, Any]:
         maps[method], seconds[method] = averaged(images, scans, make)
     mask = np.logical_and.reduce([each.all.shown for each in maps.values()])
     for method, each in maps.items():
-        draw(each.all.mean, UNITS.get(method, ""), work / f"real_{name}_{method}.png")
+        draw(each.all.mean, affine, UNITS.get(method, ""), work / f"real_{name}_{method}.png")
     return {
         "weights_sha256": model.card.weights_sha256, "seconds": seconds, "scans": len(images),
         "about": fitted.about,
         "maps": {method: {"scans": each.all.scans, "split_half_r": each.split_half_r,
-                          "top": sides(each.all.mean, mask)[:15]}
+                          "top": sides(each.all.mean, mask, labels)[:15]}
                  for method, each in maps.items()},
-        "agreement": agreement({method: each.all.mean for method, each in maps.items()}, mask),
+        "agreement": agreement({m: each.all.mean for m, each in maps.items()}, mask, labels),
     }  # fmt: skip
 
 
@@ -316,7 +324,8 @@ def averaged(
     images: Sequence[Brain], scans: int, make: Callable[[Brain], Array]
 ) -> tuple[Population, float]:
     """Population map of some scans, spread over all, and the median seconds for one."""
-    found, seconds = Population(SHAPE), []
+    x, y, z = images[0].mask.shape
+    found, seconds = Population((x, y, z)), []
     places = np.linspace(0, len(images) - 1, min(scans, len(images))).round().astype(int)
     for place in places:
         brain = images[int(place)]
@@ -327,21 +336,22 @@ def averaged(
     return found, float(np.median(seconds))
 
 
-def sides(values: Array, mask: Mask) -> list[str]:
+def sides(values: Array, mask: Mask, labels: NDArray[np.int32]) -> list[str]:
     """Regions with their side, the highest mean first; a minus where it makes look younger."""
     atlas = the_atlas()
-    means = region_means(values, atlas.on(SHAPE, np.array(AFFINE)), mask, atlas.regions)
+    means = region_means(values, labels, mask, atlas.regions)
     order = np.argsort(-np.abs(np.nan_to_num(means)), kind="stable")
     return [f"{'-' if means[n] < 0 else ''}{atlas.regions[n].name} {atlas.regions[n].hemisphere}"
             for n in order]  # fmt: skip
 
 
-def agreement(maps: Mapping[str, Array], mask: Mask) -> dict[str, float]:
+def agreement(
+    maps: Mapping[str, Array], mask: Mask, labels: NDArray[np.int32]
+) -> dict[str, float]:
     """Spearman's correlation over the regions, of sizes, for each pair of methods."""
     from scipy.stats import spearmanr
 
     atlas = the_atlas()
-    labels = atlas.on(SHAPE, np.array(AFFINE))
     means = {name: np.abs(region_means(values, labels, mask, atlas.regions))
              for name, values in maps.items()}  # fmt: skip
     names = list(means)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -40,7 +41,8 @@ from bidsapp.reporting.importance_figures import map_figure, region_bars
 from bidsapp.settings import Settings
 from bidsapp.study import Scan
 from models import registry
-from models.contract import InputContract, ModelCard, ModelError
+from models.coarse import TO_FINE, at_4_mm
+from models.contract import TISSUES, ModelCard, ModelError, MorphometryContract, VolumeContract
 from models.prediction import BrainAgeModel
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ DESCRIPTIONS = {
 }
 UNITS = {"occlusion": "years"}
 NO_IMAGE = "No importance maps of {}: these methods map images, and it sees none."
+FILLED = 0.3
+"""Of a voxel by tissue, from which it counts as brain in maps of modulated tissue."""
 NOISE_WEIGHTS = "noise.safetensors"
 """File of the noise model in a model's folder."""
 
@@ -65,20 +69,56 @@ NOISE_WEIGHTS = "noise.safetensors"
 class View:
     """A brain as a model takes it, and how to come back from there.
 
-    ``to_model`` (4, 4) takes voxels of the standard grid to voxels of the model's.
+    Attributes
+    ----------
+    to_model
+        (4, 4), from voxels of the standard grid to voxels of the model's.
+    mask
+        (X, Y, Z), the brain on the standard grid: as it lies in the template, or as it was warped
+        to it where the model takes modulated tissue.
     """
 
     brain: Brain
     to_model: NDArray[np.float64]
+    mask: Mask
 
-    def on_standard(self, values: Array, mask: Mask) -> Array:
-        """A map of the model's grid on the standard grid, 0 outside of ``mask``."""
-        if values.shape != mask.shape or not np.allclose(self.to_model, np.eye(4)):
+    def on_standard(self, values: Array) -> Array:
+        """A map of the model's grid on the standard grid, 0 outside of the brain."""
+        if values.shape != self.mask.shape or not np.allclose(self.to_model, np.eye(4)):
             values = ndimage.affine_transform(
-                values, self.to_model[:3, :3], self.to_model[:3, 3], output_shape=mask.shape,
-                order=1, output=np.float32,
+                values, self.to_model[:3, :3], self.to_model[:3, 3],
+                output_shape=self.mask.shape, order=1, output=np.float32,
             )  # fmt: skip
-        return np.where(mask, values, 0).astype(np.float32)
+        return np.where(self.mask, values, 0).astype(np.float32)
+
+
+def view_of_tissue(modulated: Array, sex: str | None) -> View:
+    """A brain as a model of morphometry takes it.
+
+    Parameters
+    ----------
+    modulated
+        (3, X, Y, Z) on the standard grid, in the template.
+    """
+    coarse = at_4_mm(torch.from_numpy(modulated)[None])[0].numpy()
+    brain = Brain(coarse, coarse.sum(0) > FILLED, sex)
+    to_model: NDArray[np.float64] = np.linalg.inv(np.array(TO_FINE))
+    return View(brain, to_model, modulated.sum(0) > FILLED)
+
+
+def grid_of(
+    card: ModelCard, standard: NDArray[np.float64]
+) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """Shape and affine (4, 4) of a model's grid.
+
+    Parameters
+    ----------
+    standard
+        (4, 4), of the standard grid.
+    """
+    if isinstance(card.contract, MorphometryContract):
+        return card.contract.grid, standard @ np.array(TO_FINE)
+    return card.image_contract.shape, np.array(card.image_contract.affine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +134,7 @@ class Maps:
 
 def takes_image(model: BrainAgeModel) -> bool:
     """Whether there can be maps of a model; where it sees no image, this is said once."""
-    if isinstance(model.card.contract, InputContract):
+    if not isinstance(model.card.contract, VolumeContract):
         return True
     _say_once(NO_IMAGE.format(model.card.name))
     return False
@@ -225,8 +265,6 @@ class Explained:
         Where the maps belong.
     views
         The brain as each model takes it, by model; called when it is needed.
-    mask
-        (X, Y, Z), the brain on the standard grid.
     template
         The template's brain on the standard grid, under the maps in pictures.
     preprocessing
@@ -235,7 +273,6 @@ class Explained:
 
     scan: Scan
     views: Callable[[str], View]
-    mask: Mask
     template: Image
     preprocessing: str
 
@@ -325,20 +362,20 @@ def write_maps(
     for (name, method), fingerprint in todo.items():
         began = time.perf_counter()
         model, view = models[name], what.views(name)
-        contract = model.card.image_contract
+        shape, affine = grid_of(model.card, what.template.affine)
         sha256 = model.card.weights_sha256
         noise = None
         if method == "noise":
             noise = noise_model(settings.noise_model, name, sha256, model.device)
-        labels = atlas.on(contract.shape, np.array(contract.affine)) if atlas else None
+        labels = atlas.on(shape, affine) if atlas else None
         maps = make(method, model, view, noise, labels)
         sidecar = describe(method, model.card, settings.template, noise)
         sidecar |= {
-            "Sources": [out.uri(out.preproc(what.scan))],
+            "Sources": [out.uri(path) for path in seen_files(what.scan, model.card, out)],
             PREPROCESSING: what.preprocessing,
         }
-        values = view.on_standard(maps.whole, what.mask)
-        rows = of_regions(values, what.mask, what.template.affine, atlas)
+        values = view.on_standard(maps.whole)
+        rows = of_regions(values, view.mask, what.template.affine, atlas)
         sidecar |= regions_note(atlas, why) | ({"Regions": rows} if rows else {})
         if noise:
             sidecar["Notes"] = [f"The noise model was fitted to {noise.about['scans']} scans."]
@@ -347,19 +384,33 @@ def write_maps(
             path = out.importance(what.scan, name, method + layer)
             note = sidecar | {"Description": f"Grad-CAM, {layer}, without its sign"}
             note.pop("Regions", None)
-            on_grid = view.on_standard(of_layer, what.mask)
+            on_grid = view.on_standard(of_layer)
             out.write_image(path, on_grid, what.template.affine, note, np.float32)
         sidecar |= {"Seconds": round(time.perf_counter() - began, 2), "Fingerprint": fingerprint}
         path = out.importance(what.scan, name, method)
         out.write_image(path, values, what.template.affine, sidecar, np.float32)
 
 
+def seen_files(scan: Scan, card: ModelCard, out: Derivatives) -> list[Path]:
+    """The images that a model sees of a scan."""
+    if isinstance(card.contract, MorphometryContract):
+        return [out.modulated(scan, tissue) for tissue in TISSUES]
+    return [out.preproc(scan)]
+
+
 def describe(
     method: str, card: ModelCard, template: str, noise: NoiseModel | None
 ) -> dict[str, Any]:
     """Keys that the sidecars of all maps have."""
-    space = card.image_contract.template
+    contract = card.contract
+    warped = isinstance(contract, MorphometryContract)
+    space = (
+        contract.template
+        if isinstance(contract, MorphometryContract)
+        else (card.image_contract.template)
+    )
     made_in = "" if space == template else f"; made in {space}, on the model's own grid"
+    made_in += "; of tissue that was warped to the template" if warped else ""
     found: dict[str, Any] = {
         "Description": DESCRIPTIONS[method] + made_in,
         "Model": card.name,

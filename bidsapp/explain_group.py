@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,13 @@ from bidsapp.explain import (
     View,
     atlas_of,
     describe,
+    grid_of,
     make,
     noise_model,
     regions_note,
+    seen_files,
     suited,
+    view_of_tissue,
 )
 from bidsapp.importance import noise as noise_method
 from bidsapp.importance import regions, sanity
@@ -43,7 +46,13 @@ from bidsapp.reporting.importance_figures import map_figure, region_bars
 from bidsapp.settings import Settings
 from bidsapp.study import Demographics, Scan, asked_for
 from models import intensity
-from models.contract import TISSUES, InputContract, ModelError
+from models.contract import (
+    TISSUES,
+    InputContract,
+    ModelError,
+    MorphometryContract,
+    VolumeContract,
+)
 from models.prediction import BrainAgeModel
 
 log = logging.getLogger(__name__)
@@ -94,7 +103,7 @@ class Images(Sequence[Brain]):
     """The brains of scans as a model takes them, read from disk when they are asked for."""
 
     def __init__(self, sources: Sequence[Source], model: BrainAgeModel, out: Derivatives) -> None:
-        self.sources, self.contract, self.out = sources, model.card.image_contract, out
+        self.sources, self.card, self.out = sources, model.card, out
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -102,20 +111,35 @@ class Images(Sequence[Brain]):
     def __getitem__(self, index: Any) -> Any:
         return self.view(index)[0].brain
 
-    def view(self, index: int) -> tuple[View, Mask, NDArray[np.float64]]:
-        """A brain, the mask on the standard grid, and that grid's affine (4, 4)."""
+    def view(self, index: int) -> tuple[View, NDArray[np.float64]]:
+        """A brain, and the affine (4, 4) of the standard grid."""
         source = self.sources[index]
+        if isinstance(self.card.contract, MorphometryContract):
+            modulated, affine = self._tissue(source.scan, self.out.modulated)
+            return view_of_tissue(modulated, source.sex), affine
+        contract = self.card.image_contract
         image, affine = self.out.read_image(self.out.preproc(source.scan))
         mask = self.out.read_image(self.out.template_mask(source.scan))[0] > 0
-        rule = self.contract.intensity
-        wanted = TISSUES if rule == intensity.TISSUE_MAP else ()
-        shares = np.array(
-            [self.out.read_image(self.out.tissue(source.scan, t))[0] for t in wanted]
-        )
-        to_model = np.linalg.inv(np.array(self.contract.affine)) @ affine
-        brain = _as_contract(image, mask, shares, to_model, self.contract)
-        seen, inside = intensity.view(*brain, source.levels, rule)
-        return View(Brain(seen, inside, source.sex), to_model), mask, affine
+        shares = np.array([])
+        if contract.intensity == intensity.TISSUE_MAP:
+            shares = self._tissue(source.scan, self.out.tissue)[0]
+        to_model = np.linalg.inv(np.array(contract.affine)) @ affine
+        brain = _as_contract(image, mask, shares, to_model, contract)
+        seen, inside = intensity.view(*brain, source.levels, contract.intensity)
+        return View(Brain(seen, inside, source.sex), to_model, mask), affine
+
+    def mask(self, index: int) -> Mask:
+        """Where maps of a brain are, on the standard grid."""
+        if isinstance(self.card.contract, MorphometryContract):
+            return self.view(index)[0].mask
+        return self.out.read_image(self.out.template_mask(self.sources[index].scan))[0] > 0
+
+    def _tissue(
+        self, scan: Scan, path: Callable[[Scan, str], Path]
+    ) -> tuple[Array, NDArray[np.float64]]:
+        """(3, X, Y, Z), maps of tissue, and their affine."""
+        found = [self.out.read_image(path(scan, tissue)) for tissue in TISSUES]
+        return np.stack([np.asarray(each, np.float32) for each, _ in found]), found[0][1]
 
 
 def _as_contract(
@@ -176,7 +200,7 @@ def population(settings: Settings, out: Derivatives) -> list[str]:
         except ModelError as error:
             remarks.append(_said(f"No importance maps of {name}: {error}"))
             continue
-        if not isinstance(model.card.contract, InputContract):
+        if isinstance(model.card.contract, VolumeContract):
             remarks.append(_said(NO_IMAGE.format(name)))
             continue
         sources = spread(
@@ -220,8 +244,10 @@ def good_sources(out: Derivatives) -> Iterator[Source]:
             Path(stem), str(record.get("source") or ""), str(record.get("participant_id")),
             record.get("session_id"), stem, Demographics(),
         )  # fmt: skip
-        needed = (out.preproc(scan), out.template_mask(scan),
-                  *(out.tissue(scan, tissue) for tissue in TISSUES))  # fmt: skip
+        needed = [out.preproc(scan), out.template_mask(scan)]
+        needed += [
+            path(scan, tissue) for path in (out.tissue, out.modulated) for tissue in TISSUES
+        ]
         there = all(path.is_file() for path in needed)
         levels = [s["levels"] for s in record.get("steps") or () if s.get("step") == "intensity"]
         passed = (record.get("quality") or {}).get("passed") is not False
@@ -341,14 +367,13 @@ class _Group:
         """The map of each scan on the standard grid."""
         for index, source in enumerate(self.images.sources):
             if self.method == "noise":
-                view, mask, affine = self.images.view(index)
+                view, affine = self.images.view(index)
                 maps = make("noise", self.model, view, self.noise, None)
-                yield source, view.on_standard(maps.whole, mask), mask, affine
+                yield source, view.on_standard(maps.whole), view.mask, affine
             else:
                 path = self.out.importance(source.scan, self.name, self.method)
                 values, affine = self.out.read_image(path)
-                mask = self.out.read_image(self.out.template_mask(source.scan))[0] > 0
-                yield source, values, mask, affine
+                yield source, values, self.images.mask(index), affine
 
     def _averaged(self) -> tuple[Population, NDArray[np.float64]]:
         """Population map, and the means of each scan's regions, (scans, regions)."""
@@ -389,9 +414,10 @@ class _Group:
 
     def _write_of_scan(self, source: Source, values: Array, affine: NDArray[np.float64]) -> None:
         """The scan's own map by the cohort's noise model."""
-        sidecar = describe("noise", self.model.card, self.settings.template, self.noise)
+        card, out = self.model.card, self.out
+        sidecar = describe("noise", card, self.settings.template, self.noise)
         sidecar |= {
-            "Sources": [self.out.uri(self.out.preproc(source.scan))],
+            "Sources": [out.uri(path) for path in seen_files(source.scan, card, out)],
             PREPROCESSING: source.key,
         }
         path = self.out.importance(source.scan, self.name, "noise")
@@ -402,7 +428,11 @@ class _Group:
         self._tabulate(found, of_regions)
         sidecar = describe(self.method, self.model.card, self.settings.template, self.noise)
         sidecar |= {
-            "Sources": [out.uri(out.preproc(s.scan)) for s in self.images.sources],
+            "Sources": [
+                out.uri(path)
+                for s in self.images.sources
+                for path in seen_files(s.scan, self.model.card, out)
+            ],
             "Scans": found.all.scans,
             "SplitHalfCorrelation": found.split_half_r,
             "Notes": list(self._words(found)),
@@ -474,8 +504,8 @@ class _Group:
         """Rows of ``group_importance_check.tsv``."""
         places = np.linspace(0, len(self.images) - 1, min(CHECKED_SCANS, len(self.images)))
         views = [self.images.view(int(place))[0] for place in places.round()]
-        contract = self.model.card.image_contract
-        labels = self.atlas.on(contract.shape, np.array(contract.affine)) if self.atlas else None
+        shape, affine = grid_of(self.model.card, self.affine)
+        labels = self.atlas.on(shape, affine) if self.atlas else None
         maps = [make(self.method, self.model, v, self.noise, labels).whole for v in views]
         rows = [("split_halves", "", found.split_half_r, found.all.scans)]
         rows += [("randomised", *row) for row in self._randomised(views, maps, labels)]

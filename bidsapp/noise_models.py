@@ -24,7 +24,7 @@ from bidsapp.importance import noise
 from bidsapp.importance.brain import Brain
 from bidsapp.progress import Steps
 from models import registry
-from models.contract import InputContract
+from models.contract import VolumeContract
 from models.prediction import BrainAgeModel
 
 TEMPLATE = "MNI152NLin2009aSym"
@@ -62,9 +62,9 @@ def fit(name: str, folders: Sequence[Derivatives], most: int) -> noise.NoiseMode
 
 
 def with_images() -> list[str]:
-    """The embedded models that see an image."""
+    """The embedded models that see an image, or maps of tissue."""
     return [name for name in models.embedded()
-            if isinstance(models.card(name).contract, InputContract)]  # fmt: skip
+            if not isinstance(models.card(name).contract, VolumeContract)]  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scans", type=int, default=100, help="at most (default: 100)")
     options = parser.parse_args(arguments)
     for name in options.models:
-        if not isinstance(models.card(name).contract, InputContract):
+        if isinstance(models.card(name).contract, VolumeContract):
             parser.error(f"{name} sees no image, so that no noise can be added to it; name"
                          f" {', '.join(with_images())}.")  # fmt: skip
     torch.set_num_threads(1)  # as at the group level; more change the last bits

@@ -23,7 +23,14 @@ from bidsapp.derivatives import Derivatives, new_run_id
 from bidsapp.errors import NothingToDo, ScanError, UserError
 from bidsapp.execution import Crew, run_scans, worker_environment
 from bidsapp.fingerprint import fingerprint, software
-from bidsapp.prepared import DEGREES_OF_FREEDOM, Native, Prepared, model_input, on_model_grid
+from bidsapp.prepared import (
+    DEGREES_OF_FREEDOM,
+    Native,
+    Prepared,
+    model_input,
+    modulated_in,
+    on_model_grid,
+)
 from bidsapp.settings import Settings
 from bidsapp.study import Scan, Study, load_study
 from bidsapp.toolbox import (
@@ -34,7 +41,7 @@ from bidsapp.toolbox import (
     model_names,
     toolbox,
 )
-from models.contract import ModelError
+from models.contract import ModelError, MorphometryContract
 
 if TYPE_CHECKING:
     from bidsapp.preprocessing.image import T1w
@@ -349,11 +356,15 @@ def _explain(
     from bidsapp.importance.brain import Brain
 
     def view(name: str) -> explain.View:
-        contract = tools.models[name].card.image_contract
-        image, mask, from_standard = on_model_grid(prepared, contract, tools, settings)
-        return explain.View(Brain(image, mask, scan.demographics.sex), from_standard)
+        card, sex = tools.models[name].card, scan.demographics.sex
+        if isinstance(card.contract, MorphometryContract):
+            tissue = modulated_in(prepared, card.contract.template, tools, settings)
+            return explain.view_of_tissue(tissue, sex)
+        seen = on_model_grid(prepared, card.image_contract, tools, settings)
+        image, mask, from_standard = seen
+        return explain.View(Brain(image, mask, sex), from_standard, prepared.mask)
 
-    what = explain.Explained(scan, view, prepared.mask, tools.template_brain, key["preprocessing"])
+    what = explain.Explained(scan, view, tools.template_brain, key["preprocessing"])
     explain.write_maps(what, todo, tools.models, settings, out)
 
 

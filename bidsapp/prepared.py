@@ -75,7 +75,7 @@ def model_input(
     if isinstance(card.contract, MorphometryContract):
         from bidsapp.preprocessing.morphometry import at_4_mm
 
-        return at_4_mm(_modulated(prepared, card.contract.template, tools, settings))
+        return at_4_mm(modulated_in(prepared, card.contract.template, tools, settings))
     return on_model_grid(prepared, card.contract, tools, settings)[0]
 
 
@@ -106,7 +106,7 @@ def on_model_grid(
     return image, inside, from_standard
 
 
-def _modulated(
+def modulated_in(
     prepared: Prepared, template: str, tools: Toolbox, settings: Settings
 ) -> NDArray[np.float32]:
     """Modulated tissue in the template of a model, on the standard grid."""

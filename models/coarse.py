@@ -11,6 +11,12 @@ LARGEST = 64
 """Voxels along an axis of an image that is taken as it is."""
 
 
+NOTHING = 1e-12
+"""Tissue in an empty voxel: a root has no slope at 0, which maps of importance would ask for."""
+TO_FINE = ((2.0, 0.0, 0.0, 0.5), (0.0, 2.0, 0.0, 0.5), (0.0, 0.0, 2.0, 0.5), (0.0, 0.0, 0.0, 1.0))
+"""From voxels of 4 mm to those of 2 mm of which ``at_4_mm`` makes them."""
+
+
 def at_4_mm(x: Tensor) -> Tensor:
     """(N, 1, X, Y, Z) at 2 mm -> means of blocks of eight voxels; at 4 mm -> as it is."""
     if max(x.shape[2:]) <= LARGEST:
@@ -24,6 +30,23 @@ def smoothed(x: Tensor, times: int) -> Tensor:
     for _ in range(times):
         x = functional.avg_pool3d(functional.pad(x, (1,) * 6, mode="replicate"), 3, 1)
     return x
+
+
+def amounts(maps: Tensor, solid: float, power: float) -> Tensor:
+    """Modulated maps of tissue as models see them, (N, 3, X, Y, Z).
+
+    Parameters
+    ----------
+    solid
+        Voxels of grey and white matter to which the maps of a person are scaled, so that the size
+        of a brain tells nothing; 0 leaves them as they are.
+    power
+        To which what a voxel holds is raised. Below 1, a little tissue more tells more where there
+        is little: amounts then vary by as much everywhere.
+    """
+    if solid:
+        maps = maps * (solid / maps[:, :2].sum((1, 2, 3, 4), keepdim=True).clamp(min=1))
+    return maps if power == 1 else maps.clamp(min=NOTHING) ** power
 
 
 def voxels_per_4_mm(shape: Sequence[int]) -> int:

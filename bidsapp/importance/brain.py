@@ -17,12 +17,12 @@ class Unsuited(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Brain:
-    """One image on the grid of a model's contract, with its intensities.
+    """One image on the grid of a model's contract, with its intensities; or several, of tissue.
 
     Attributes
     ----------
     image
-        (X, Y, Z).
+        (X, Y, Z), or (maps, X, Y, Z).
     mask
         (X, Y, Z), where the brain is.
     sex

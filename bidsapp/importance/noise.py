@@ -36,6 +36,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,6 +49,8 @@ RULE = (
     "tolerance (root mean square), which is the noise that takes "
     f"{VARIANCE:.0%} of the variance of the cohort's predictions."
 )
+AROUND = 1.0
+"""Voxels; Gaussian by which the tissue around a voxel is counted."""
 SMALLEST_TOLERANCE = 0.1
 """Years; for cohorts about which the model says the same of everybody."""
 
@@ -63,7 +66,8 @@ class Options:
     channels
         Widths of the U-Net's levels.
     quietest, loudest
-        Standard deviations of the noise for B = 0 and B = 1, in those of the brain's intensities.
+        Standard deviations of the noise for B = 0 and B = 1, in those of the brain's intensities;
+        for maps of tissue, in what there is around a voxel.
     smoothness
         Standard deviation, in voxels, of the Gaussian by which the noise is smoothed.
     pace
@@ -112,11 +116,13 @@ class NoiseUNet(nn.Module):
         Widths of the levels, the finest first; multiples of 8.
     shape
         Of the images.
+    maps
+        Images of each brain.
     """
 
-    def __init__(self, channels: Sequence[int], shape: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], shape: Sequence[int], maps: int = 1) -> None:
         super().__init__()
-        widths = [8, *channels]
+        widths = [8 * maps, *channels]
         self.encoder = nn.ModuleList(Block(a, b) for a, b in zip(widths, widths[1:]))
         self.decoder = nn.ModuleList(
             Block(a + b, a) for a, b in zip(channels[-2::-1], channels[:0:-1])
@@ -129,7 +135,7 @@ class NoiseUNet(nn.Module):
         self.field = nn.Parameter(torch.zeros(1, 1, *blocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 1, X, Y, Z), standardised, 0 outside of the brain -> (N, 1, X, Y, Z) in (0, 1)."""
+        """(N, maps, X, Y, Z), standardised, 0 outside of the brain -> (N, 1, X, Y, Z), 0 to 1."""
         shape = x.shape[2:]
         padding = [(-side) % self.multiple for side in shape]
         x = _fold(functional.pad(x, (0, padding[2], 0, padding[1], 0, padding[0])))
@@ -145,9 +151,9 @@ class NoiseUNet(nn.Module):
 
 
 def _fold(x: Tensor) -> Tensor:
-    """(N, 1, X, Y, Z) -> (N, 8, X/2, Y/2, Z/2)."""
-    x = x.unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2)  # (N, 1, X/2, Y/2, Z/2, 2, 2, 2)
-    return x.flatten(5).squeeze(1).movedim(-1, 1)
+    """(N, maps, X, Y, Z) -> (N, 8 maps, X/2, Y/2, Z/2)."""
+    x = x.unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2)  # (N, maps, X/2, Y/2, Z/2, 2, 2, 2)
+    return x.flatten(5).movedim(-1, 2).flatten(1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +202,8 @@ class NoiseModel:
         try:
             about = json.loads(metadata["about"])
             shape = [2 * side for side in tensors["field"].shape[2:]]
-            network = NoiseUNet(about["options"]["channels"], shape)
+            maps = tensors["encoder.0.0.weight"].shape[1] // 8
+            network = NoiseUNet(about["options"]["channels"], shape, maps)
             network.load_state_dict(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"it holds no noise model ({error})") from None
@@ -277,8 +284,9 @@ class _Fit:
     def __post_init__(self) -> None:
         torch.manual_seed(self.options.seed)
         self.device = next(self.model.networks[0].parameters()).device
-        shape = self.brains[0].image.shape
-        self.network = NoiseUNet(self.options.channels, shape).to(self.device)
+        *maps, x, y, z = self.brains[0].image.shape
+        network = NoiseUNet(self.options.channels, (x, y, z), math.prod(maps))
+        self.network = network.to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), self.options.learning_rate)
         # To first order each place then takes its share, and the errors add up to one tolerance.
         self.log_weight = math.log(2 * self._range)
@@ -337,15 +345,16 @@ class _Fit:
         error
             Squared change as it was.
         """
-        standard, mask, deviation = _tensors(brain, self.device)
+        standard, mask, unit = _tensors(brain, self.device)
         borne = self.network(standard)
-        strength = self.options.quietest * torch.exp(self._range * borne) * deviation * mask
-        noise = self._smoothed(torch.randn_like(borne)) * strength.detach()
-        noisy = (self.model.tensor(brain.image) + noise).requires_grad_(True)
+        strength = self.options.quietest * torch.exp(self._range * borne) * unit * mask
+        noise = self._smoothed(torch.randn_like(strength)) * strength.detach()
+        image = self.model.tensor(brain.image)
+        noisy = (image + noise.view_as(image)).requires_grad_(True)
         with _fast(self.model):
             age = self.model.ages(noisy, brain.sex)
         (slope,) = torch.autograd.grad(age.sum(), noisy)
-        spread = self._smoothed(strength * slope.float()) / self.tolerance
+        spread = self._smoothed(strength * slope.float().view_as(strength)) / self.tolerance
         error = ((age.item() - clean) / self.tolerance) ** 2
         return spread.square().sum(), (borne * mask).sum() / mask.sum(), error
 
@@ -427,7 +436,8 @@ def _key(model: BrainAgeModel, scans: int, cohort: str, options: Options) -> dic
 
 
 def smooth(x: Tensor, sigma: float, *, unit_variance: bool = False) -> Tensor:
-    """Gaussian smoothing of (N, 1, X, Y, Z); ``unit_variance`` keeps that of white noise."""
+    """Gaussian smoothing of (N, C, X, Y, Z); ``unit_variance`` keeps that of white noise."""
+    whole, x = x.shape, x.flatten(0, 1)[:, None]
     reach = math.ceil(3 * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / sigma) ** 2)
     kernel = kernel / (kernel.square().sum().sqrt() if unit_variance else kernel.sum())
@@ -436,17 +446,27 @@ def smooth(x: Tensor, sigma: float, *, unit_variance: bool = False) -> Tensor:
         shape[2 + axis] = len(kernel)
         padding = [side // 2 for side in shape[2:]]
         x = functional.conv3d(x, kernel.view(shape), padding=padding)
-    return x
+    return x.view(whole)
 
 
-def _tensors(brain: Brain, device: torch.device) -> tuple[Tensor, Tensor, float]:
-    """The standardised image and the mask, (1, 1, X, Y, Z), and the brain's deviation."""
-    inside = brain.image[brain.mask]
-    mean, deviation = float(inside.mean()), max(float(inside.std()), 1e-6)
-    standard = np.where(brain.mask, (brain.image - mean) / deviation, 0).astype(np.float32)
-    image, mask = (torch.from_numpy(each)[None, None].to(device)
-                   for each in (standard, brain.mask.astype(np.float32)))  # fmt: skip
-    return image, mask, deviation
+def _tensors(brain: Brain, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """A brain as the U-Net sees it, its mask, and what a noise of 1 is, (1, maps or 1, X, Y, Z).
+
+    Of an image, noise of 1 is the deviation of its intensities. Of maps of tissue it is as much
+    tissue as there is around a voxel: the same noise everywhere would be all there is at the rim.
+    """
+    images = brain.image.reshape(-1, *brain.mask.shape)
+    inside = images[:, brain.mask]
+    mean, unit = (each[:, None, None, None]
+                  for each in (inside.mean(1), inside.std(1).clip(1e-6)))  # fmt: skip
+    standard = np.where(brain.mask, (images - mean) / unit, 0)
+    if len(images) > 1:
+        unit = ndimage.gaussian_filter(images, AROUND, axes=(1, 2, 3))
+    image, mask, unit = (
+        torch.from_numpy(each.astype(np.float32))[None].to(device)
+        for each in (standard, brain.mask[None], unit)
+    )
+    return image, mask, unit
 
 
 def _fast(model: BrainAgeModel) -> AbstractContextManager[Any]:

@@ -52,7 +52,7 @@ def occlusion(
             if region.sum() >= FEWEST_VOXELS:
                 filled, box = _filled(brain, labels, label, boxes[label - 1])
                 without = image.clone()
-                without[(0, 0, *box)] = torch.from_numpy(filled).to(image)
+                without[(0, 0, ..., *box)] = torch.from_numpy(filled).to(image)
                 changes[label] = whole - near(without, box).item()
             progress(done, len(present))
     return changes
@@ -70,12 +70,15 @@ def _filled(brain: Brain, labels: NDArray[np.integer], label: int, box: Box) -> 
     """The box of a region with the region erased."""
     place = grown(box, MARGIN, labels.shape)
     region = (labels[place] == label) & brain.mask[place]
-    image = fill_in(brain.image[place], region, brain.mask[place] & ~region)
+    around = brain.mask[place] & ~region
+    images = brain.image.reshape(-1, *labels.shape)
+    filled = np.stack([fill_in(each[place], region, around) for each in images])
     inside = tuple(
         slice(inner.start - outer.start, inner.stop - outer.start)
         for inner, outer in zip(box, place)
     )
-    return np.ascontiguousarray(image[inside]), box
+    found = filled[(slice(None), *inside)]
+    return np.ascontiguousarray(found.reshape(*brain.image.shape[:-3], *found.shape[1:])), box
 
 
 def fill_in(image: Array, region: Mask, around: Mask) -> Array:

@@ -145,5 +145,6 @@ def _age(model: BrainAgeModel, image: Array, brain: Brain) -> float:
 def _blurred(brain: Brain) -> Array:
     """The brain smoothed inside its mask; what is outside stays."""
     weight = ndimage.gaussian_filter(brain.mask.astype(np.float32), BLANK_SIGMA)
-    total = ndimage.gaussian_filter(np.where(brain.mask, brain.image, 0), BLANK_SIGMA)
+    image, axes = np.where(brain.mask, brain.image, 0), (-3, -2, -1)
+    total = ndimage.gaussian_filter(image, BLANK_SIGMA, axes=axes)
     return np.where(brain.mask, total / np.maximum(weight, 1e-6), brain.image)

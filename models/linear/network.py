@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.coarse import at_4_mm, smoothed
+from models.coarse import amounts, at_4_mm, smoothed
 
 
 class LinearMap(nn.Module):
@@ -28,12 +28,8 @@ class LinearMap(nn.Module):
         Of the images at 4 mm; with another axis before it where there are several of a person.
     smoothing
         How often the image is averaged over 3 x 3 x 3 voxels of 4 mm.
-    solid
-        Voxels of grey and white matter to which the maps of a person are scaled, so that the size
-        of a brain tells nothing; 0 leaves them as they are. For maps of tissue.
-    power
-        To which what a voxel holds is raised. Below 1, a little tissue more tells more where there
-        is little: amounts then vary by as much everywhere. For maps of tissue.
+    solid, power
+        Of ``models.coarse.amounts``, for maps of tissue.
     """
 
     gain: Tensor
@@ -57,12 +53,9 @@ class LinearMap(nn.Module):
 
         Several images of a person come as (N, 1, C, X, Y, Z).
         """
-        maps = at_4_mm(x.flatten(1, -4))
-        if self.solid:
-            maps = maps * (self.solid / maps[:, :2].sum((1, 2, 3, 4), keepdim=True).clamp(min=1))
-        if self.power != 1:
-            maps = maps.clamp(min=0) ** self.power
-        coarse = smoothed(maps, self.smoothing)
+        coarse = smoothed(
+            amounts(at_4_mm(x.flatten(1, -4)), self.solid, self.power), self.smoothing
+        )
         return ((coarse + coarse.flip(2)) / 2).reshape(len(x), *self.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,7 +20,15 @@ from bidsapp.importance.noise import NoiseModel, NoiseUNet
 from bidsapp.preprocessing.image import Image
 from bidsapp.settings import Settings
 from bidsapp.study import Demographics, Scan
-from models.contract import InputContract, ModelCard, Uncertainty, VolumeContract
+from models.contract import (
+    TISSUES,
+    InputContract,
+    ModelCard,
+    MorphometryContract,
+    Uncertainty,
+    VolumeContract,
+)
+from models.linear.network import LinearMap
 from models.prediction import BrainAgeModel
 from models.wssa.network import WSSA
 
@@ -71,8 +79,8 @@ def what() -> explain.Explained:
     place = np.indices(SHAPE) - np.reshape([11.5, 13.5, 11.5], (3, 1, 1, 1))
     mask = (place**2).sum(0) < 100
     image = (np.random.default_rng(1).random(SHAPE) * mask).astype(np.float32)
-    view = explain.View(Brain(image, mask, None), np.eye(4))
-    return explain.Explained(SCAN, lambda _name: view, mask, Image(1.0 * mask, AFFINE), "image")
+    view = explain.View(Brain(image, mask, None), np.eye(4), mask)
+    return explain.Explained(SCAN, lambda _name: view, Image(1.0 * mask, AFFINE), "image")
 
 
 def derivatives(settings: Settings) -> Derivatives:
@@ -90,8 +98,8 @@ def test_every_method_that_fits_the_model_is_written_once(
         path = out.importance(SCAN, name, method)
         values, affine = out.read_image(path)
         np.testing.assert_array_equal(affine, AFFINE)
-        assert values.shape == SHAPE and values[what().mask].any()
-        assert not values[~what().mask].any()
+        mask = what().views("wssa").mask
+        assert values.shape == SHAPE and values[mask].any() and not values[~mask].any()
         about = out.read_sidecar(path)
         assert about["Fingerprint"] == fingerprint and about["Method"] == method
         assert [row["rank"] for row in about["Regions"]] == [1, 2]
@@ -183,6 +191,41 @@ def test_a_model_of_volumes_is_left_out_and_it_is_said(
     assert caplog.messages == [explain.NO_IMAGE.format("volumes")]
 
 
+def test_maps_of_a_model_that_sees_warped_tissue(settings: Settings, tmp_path: Path) -> None:
+    """Its places are those of the template, at 4 mm, and come back to the written grid."""
+    fine, grid = (91, 109, 91), (46, 55, 46)
+    affine = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+    network = LinearMap((3, *grid), power=0.5)
+    network.weight.data[1, 20:26, 25:31, 20:26] = 0.01
+    contract = MorphometryContract("MNI152NLin2009aSym", TISSUES, grid, (20, 80))
+    card = ModelCard("morphometry", "M", "1", "None.", "CC0-1.0", "None.", contract,
+                     Uncertainty(5, (-8, 8)), weights_sha256="ab" * 32)  # fmt: skip
+    model = BrainAgeModel(card, [network.eval().requires_grad_(False)])
+    place = np.indices(fine) - np.reshape([45, 54, 45], (3, 1, 1, 1))
+    white = ((place**2).sum(0) < 30**2).astype(np.float32)
+    modulated = np.stack([0 * white, 0.9 * white, 0 * white])
+    modulated[1, 40:72, 50:62, 40:52] *= 0.6  # less than around it, in both regions
+    view = explain.view_of_tissue(modulated, None)
+    assert view.brain.image.shape == (3, *grid) and view.brain.mask.shape == grid
+    labels = np.zeros(fine, np.int16)
+    labels[40:52, 50:62, 40:52], labels[60:72, 50:62, 40:52] = 1, 2
+    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "a.nii.gz")
+    what = explain.Explained(SCAN, lambda _name: view, Image(white, affine), "image")
+    out, models = derivatives(settings), {"morphometry": model}
+    ours = replace(settings, importance=("occlusion", "gradcam", "attention"))
+    todo = explain.wanted(SCAN, KEY, models, ours, out)
+    assert set(todo) == {("morphometry", "occlusion")}
+    explain.write_maps(what, todo, models, ours, out)
+    path = out.importance(SCAN, "morphometry", "occlusion")
+    values, found = out.read_image(path)
+    np.testing.assert_array_equal(found, affine)
+    assert values.shape == fine and not values[white == 0].any()
+    assert abs(values[46, 56, 46]) > 10 * abs(values[66, 56, 46])
+    about = out.read_sidecar(path)
+    assert about["Description"].endswith("of tissue that was warped to the template")
+    assert [s.split("label-")[1][:3] for s in about["Sources"]] == ["GM_", "WM_", "CSF"]
+
+
 def test_a_shipped_noise_model_of_other_weights_is_left_out_and_named(
     settings: Settings, model: BrainAgeModel, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
@@ -202,8 +245,9 @@ def test_a_shipped_noise_model_of_other_weights_is_left_out_and_named(
 def test_a_map_of_another_grid_comes_back_to_its_place() -> None:
     coarse = np.zeros((12, 14, 12), np.float32)
     coarse[3, 5, 7] = 1
-    view = explain.View(Brain(coarse, coarse > 0), np.diag([0.5, 0.5, 0.5, 1]))
-    found = view.on_standard(coarse, np.ones(SHAPE, bool))
+    everywhere = np.ones(SHAPE, bool)
+    view = explain.View(Brain(coarse, coarse > 0), np.diag([0.5, 0.5, 0.5, 1]), everywhere)
+    found = view.on_standard(coarse)
     assert np.unravel_index(found.argmax(), SHAPE) == (6, 10, 14)
     assert found.max() == 1
 

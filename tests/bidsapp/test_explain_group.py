@@ -25,7 +25,14 @@ from bidsapp.importance import noise as noise_method
 from bidsapp.importance.noise import NoiseModel
 from bidsapp.settings import Settings
 from bidsapp.study import Demographics, Scan
-from models.contract import TISSUES, InputContract, ModelCard, Output, Uncertainty
+from models.contract import (
+    TISSUES,
+    InputContract,
+    ModelCard,
+    MorphometryContract,
+    Output,
+    Uncertainty,
+)
 from models.prediction import BrainAgeModel
 
 SHAPE = (24, 28, 24)
@@ -90,7 +97,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sett
             out.write_image(out.template_mask(scan(person)), mask, AFFINE, {}, np.uint8)
             for tissue in TISSUES:
                 grey = mask * float(tissue == "GM")
-                out.write_image(out.tissue(scan(person), tissue), grey, AFFINE, {}, np.float32)
+                for path in (out.tissue, out.modulated):
+                    out.write_image(path(scan(person), tissue), grey, AFFINE, {}, np.float32)
             record = {
                 "participant_id": scan(person).participant_id, "session_id": None, "age": age,
                 "source": scan(person).source, "sex": "F", "quality": {"passed": True},
@@ -306,6 +314,29 @@ def test_checks_of_the_maps(study: Callable[..., Settings]) -> None:
     assert checks["deletion", "noise"] > checks["deletion", "random"]
     described = json.loads(out.group("importance_check.json").read_text())
     assert set(described["check"]["Levels"]) >= {check for check, _ in checks}
+
+
+def test_brains_of_a_model_that_sees_warped_tissue(study: Callable[..., Settings]) -> None:
+    out, _ = run(study(2, importance=("none",)))
+    grid = tuple(-(-side // 2) for side in (91, 109, 91))
+    contract = MorphometryContract("MNI152NLin2009aSym", TISSUES, grid, (20, 80))
+    model = replace(the_model(), card=replace(the_model().card, contract=contract))
+    sources = list(explain_group.good_sources(out))
+    images = explain_group.Images(sources, model, out)
+    grey = np.zeros((91, 109, 91), np.float32)
+    grey[30:40, 30:40, 31:41] = 0.8
+    for number, tissue in enumerate(TISSUES):
+        path = out.modulated(scan(1), tissue)
+        out.write_image(path, grey * (number == 0), AFFINE, {}, np.float32)
+    view, affine = images.view(1)
+    np.testing.assert_array_equal(affine, AFFINE)
+    assert view.brain.image.shape == (3, *grid) and not view.brain.image[1:].any()
+    assert view.mask.sum() == 1000 and np.array_equal(images.mask(1), view.mask)
+    back = view.on_standard(view.brain.image[0])
+    assert back[35, 35, 36] == pytest.approx(0.8) and not back[grey == 0].any()
+    shape, coarse = explain.grid_of(model.card, AFFINE)
+    assert shape == grid
+    np.testing.assert_allclose(coarse @ [0, 0, 0, 1], AFFINE @ [0.5, 0.5, 0.5, 1])
 
 
 def test_a_limit_on_scans_spreads_over_ages() -> None:

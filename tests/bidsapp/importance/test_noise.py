@@ -11,10 +11,19 @@ import pytest
 import torch
 
 from bidsapp.importance.brain import Brain
-from bidsapp.importance.noise import NoiseModel, NoiseUNet, Options, _fold, fit, smooth
+from bidsapp.importance.noise import (
+    NoiseModel,
+    NoiseUNet,
+    Options,
+    _fold,
+    _tensors,
+    fit,
+    smooth,
+)
+from models.contract import TISSUES, MorphometryContract
 from models.prediction import BrainAgeModel
 
-from .conftest import PLACE, SHAPE
+from .conftest import PLACE, SHAPE, card
 
 MakeBrains = Callable[..., list[Brain]]
 OPTIONS = Options(steps=80, batch=2, channels=(8, 8), learning_rate=1e-2)
@@ -38,6 +47,41 @@ def test_noise_is_kept_from_where_the_age_is(
     assert about["tolerance_years"] == pytest.approx(np.sqrt(0.05) * np.std(ages), rel=0.05)
     assert about["moved_years"] == pytest.approx(about["tolerance_years"], rel=0.5)
     assert about["weight"] > 0 and about["scans"] == 6
+
+
+class OfWhiteMatter(torch.nn.Module):
+    """Says how much of the second of three tissues there is in one cube."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anything = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[(slice(None), 0, 1, *PLACE)].mean((1, 2, 3))
+
+
+def test_noise_on_maps_of_tissue(make_brains: MakeBrains) -> None:
+    """It is a share of what is there: where there is none, there is no noise either."""
+    this = card()
+    contract = MorphometryContract("MNI152NLin2009aSym", TISSUES, SHAPE, (20, 80))
+    model = BrainAgeModel(replace(this, contract=contract), [OfWhiteMatter()])
+    brains = [
+        replace(brain, image=np.stack([0.1 * brain.image, brain.image, 0 * brain.image]))
+        for brain in make_brains(6)
+    ]
+    noise = fit(model, brains, OPTIONS)
+    importance = noise.importance(brains[0])
+    assert importance.shape == SHAPE
+    beside = brains[0].mask.copy()
+    beside[tuple(slice(side.start - 2, side.stop + 2) for side in PLACE)] = False
+    assert importance[PLACE].mean() > 5 * importance[beside].mean()
+    again = NoiseModel.from_bytes(noise.to_bytes())
+    np.testing.assert_array_equal(again.importance(brains[1]), noise.importance(brains[1]))
+    *_, unit = _tensors(brains[0], torch.device("cpu"))
+    assert unit.shape == (1, 3, *SHAPE) and not unit[0, 2].any()
+    middle = tuple(side // 2 for side in SHAPE)
+    assert unit[(0, 1, *middle)].item() == pytest.approx(brains[0].image[1].max(), rel=0.5)
+    torch.testing.assert_close(unit[:, 0], 0.1 * unit[:, 1])
 
 
 def test_the_same_seed_gives_the_same_map(planted: BrainAgeModel, make_brains: MakeBrains) -> None:
