@@ -52,7 +52,7 @@ def attention(model: BrainAgeModel, brain: Brain) -> Array:
 
 
 def _of_member(network: BrainRotViT, image: Tensor, sexes: Tensor) -> Array:
-    slices = network.slices(image)[0][:, None]
+    slices = network.slices(image)[0]
     parts = [_tokens(network.encoder, part) for part in slices.split(SLICES_AT_ONCE)]
     tokens, attended = (torch.cat(each) for each in zip(*parts, strict=True))
     features = network.encoder.read(tokens)[None].requires_grad_(True)
@@ -62,18 +62,21 @@ def _of_member(network: BrainRotViT, image: Tensor, sexes: Tensor) -> Array:
     contribution = torch.einsum("sph,sh->sp", tokens[:, 1:], gradient)
     patches = _scaled(attended) * _scaled(contribution)
     height, width = network.encoder.grid
-    if len(slices) == image.shape[2]:
+    if len(slices) == image.shape[-3]:
         volume = patches.view(-1, 1, height, width)
-        whole = functional.interpolate(volume, size=list(image.shape[3:]), mode="bilinear")[:, 0]
+        whole = functional.interpolate(volume, size=list(image.shape[-2:]), mode="bilinear")[:, 0]
     else:
         volume = patches.view(1, 1, -1, height, width)
-        whole = functional.interpolate(volume, size=list(image.shape[2:]), mode="trilinear")[0, 0]
+        whole = functional.interpolate(volume, size=list(image.shape[-3:]), mode="trilinear")[0, 0]
     return whole.detach().cpu().numpy()
 
 
 @torch.no_grad()
 def _tokens(encoder: ViT, slices: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (N, 1 + patches, hidden) and the class token's attention (N, patches), last layer."""
+    """Tokens (N, 1 + patches, hidden) and attention (N, patches) in the last layer.
+
+    It is that of the class token, as published, or the mean of those that are read.
+    """
     found: list[Tensor] = []
     last: Any = encoder.blocks[-1].attention
 
@@ -82,8 +85,9 @@ def _tokens(encoder: ViT, slices: Tensor) -> tuple[Tensor, Tensor]:
             layer(inputs[0]).unflatten(2, (last.heads, -1)).transpose(1, 2)
             for layer in (last.query, last.key)
         )
-        weights = query[:, :, :1] @ key.transpose(2, 3) / query.shape[-1] ** 0.5
-        found.append(weights.softmax(-1).mean(1)[:, 0, 1:])
+        asking = slice(1, None) if encoder.feature == "patches" else slice(0, 1)
+        weights = query[:, :, asking] @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+        found.append(weights.softmax(-1).mean((1, 2))[:, 1:])
 
     handle = last.register_forward_hook(look)
     try:

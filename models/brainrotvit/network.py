@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.coarse import at_4_mm, smoothed, voxels_per_4_mm
+from models.coarse import amounts, at_4_mm, smoothed, voxels_per_4_mm
 
 CONFIGS: dict[str, dict[str, Any]] = {
     # As published: ViT-B/16, and a regressor of 50.37 million parameters.
@@ -43,6 +43,33 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "smoothing": 2,
         "centred": True,
         "mirror": True,
+    },
+    # As small, for modulated maps of three tissues at 4 mm.
+    "tissue": {
+        "encoder": {
+            "image_size": (54, 48),
+            "patch_size": 6,
+            "hidden": 64,
+            "layers": 2,
+            "heads": 8,
+            "image_channels": 3,
+            "feature": "patches",
+            "placed": True,
+        },
+        "regressor": {
+            "slices": 46,
+            "hidden": 64,
+            "kernels": ((3, 9), (3, 5), (2, 3)),
+            "dense": (64,),
+            "standardise": True,
+            "evened": False,
+        },
+        "smoothing": 2,
+        "centred": True,
+        "mirror": True,
+        "solid": 29000.0,
+        "power": 0.5,
+        "balance": (0.5, 1.0, 0.25),
     },
 }
 
@@ -86,6 +113,33 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class PlacedPatches(nn.Module):
+    """Embedding of patches by weights of their own for every place of a slice.
+
+    What age does to a place is small beside what the place is: shared weights can hardly tell.
+    """
+
+    def __init__(self, channels: int, hidden: int, size: int, places: int) -> None:
+        super().__init__()
+        self.size = size
+        entries = channels * size * size
+        self.weight = nn.Parameter(torch.randn(places, entries, hidden) / entries**0.5)
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """(N, channels, height, width) -> (N, places, hidden)."""
+        return torch.einsum("npi,pih->nph", self.parts(slices), self.weight)
+
+    def parts(self, slices: Tensor) -> Tensor:
+        """(N, channels, height, width) -> (N, places, entries)."""
+        return functional.unfold(slices, self.size, stride=self.size).transpose(1, 2)
+
+    @torch.no_grad()
+    def start(self, directions: Tensor) -> None:
+        """Let the mean over places be the sum of a slice along directions, (hidden, C, H, W)."""
+        parts = self.parts(directions)
+        self.weight.copy_(parts.permute(1, 2, 0) * parts.shape[1])
+
+
 class ViT(nn.Module):
     """Vision transformer (Dosovitskiy et al. 2021) over single slices; ViT-B/16 by default.
 
@@ -98,10 +152,14 @@ class ViT(nn.Module):
     classes
         Age decade x sex, for the first stage of training.
     image_channels
-        3 repeats the grey slice, as weights trained on photographs want it.
+        Of a slice; 3 repeats a grey one, as weights trained on photographs want it.
     feature
         What a slice becomes: the mean of all tokens, as published, or the class token. It alone is
-        trained in the last layer of a shallow encoder, for classes are read from it.
+        trained in the last layer of a shallow encoder, for classes are read from it. ``patches``:
+        the mean of the patches' tokens before they are normalised, from which classes are read.
+    placed
+        Patches have weights of their own for every place, and layers start as if they were not
+        there: a slice then starts as a linear map of its voxels.
     """
 
     def __init__(
@@ -113,14 +171,19 @@ class ViT(nn.Module):
         heads: int = 12,
         classes: int = 20,
         image_channels: int = 3,
-        feature: Literal["mean", "class"] = "mean",
+        feature: Literal["mean", "class", "patches"] = "mean",
+        placed: bool = False,
     ) -> None:
         super().__init__()
-        self.feature = feature
+        self.feature, self.placed = feature, placed
         height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
         self.image_size, self.image_channels = (height, width), image_channels
         self.grid = height // patch_size, width // patch_size
-        self.patches = nn.Conv2d(image_channels, hidden, patch_size, stride=patch_size)
+        self.patches: nn.Module = (
+            PlacedPatches(image_channels, hidden, patch_size, self.grid[0] * self.grid[1])
+            if placed
+            else nn.Conv2d(image_channels, hidden, patch_size, stride=patch_size)
+        )
         self.class_token = nn.Parameter(torch.zeros(1, 1, hidden))
         self.position = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], hidden))
         self.blocks = nn.Sequential(*(Block(hidden, heads) for _ in range(layers)))
@@ -129,24 +192,40 @@ class ViT(nn.Module):
         nn.init.trunc_normal_(self.class_token, std=0.02)
         with torch.no_grad():
             self.position[0, 1:] = waves(*self.grid, hidden)
+            if placed:
+                self._start_without_layers()
+
+    def _start_without_layers(self) -> None:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for layer in (block.attention.out, block.mlp[2]):
+                for value in layer.parameters():
+                    nn.init.zeros_(value)
 
     def tokens(self, slices: Tensor) -> Tensor:
-        """(N, 1, size, size) -> (N, 1 + patches, hidden), the class token first."""
-        x = self.patches(slices.expand(-1, self.image_channels, -1, -1)).flatten(2).transpose(1, 2)
+        """(N, C, size, size) -> (N, 1 + patches, hidden), the class token first."""
+        x = self.patches(slices.expand(-1, self.image_channels, -1, -1))
+        if not self.placed:
+            x = x.flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.position
-        return self.norm(self.blocks(x))
+        x = self.blocks(x)
+        return x if self.feature == "patches" else self.norm(x)
 
     def features(self, slices: Tensor) -> Tensor:
-        """(N, 1, size, size) -> (N, hidden)."""
+        """(N, C, size, size) -> (N, hidden)."""
         return self.read(self.tokens(slices))
 
     def read(self, tokens: Tensor) -> Tensor:
         """(N, 1 + patches, hidden) -> (N, hidden), the ``feature`` of each slice."""
+        if self.feature == "patches":
+            return tokens[:, 1:].mean(1)
         return tokens[:, 0] if self.feature == "class" else tokens.mean(1)
 
     def forward(self, slices: Tensor) -> Tensor:
-        """(N, 1, size, size) -> (N, classes), logits of age decade x sex."""
-        return self.head(self.tokens(slices)[:, 0])
+        """(N, C, size, size) -> (N, classes), logits of age decade x sex."""
+        tokens = self.tokens(slices)
+        told = self.norm(self.read(tokens)) if self.feature == "patches" else tokens[:, 0]
+        return self.head(told)
 
 
 def waves(height: int, width: int, hidden: int) -> Tensor:
@@ -197,6 +276,8 @@ class Regressor(nn.Module):
     standardise
         Take the mean over people from each entry of the matrix, and divide by their standard
         deviation: brains in a template share so much that those of two people hardly differ.
+    evened
+        Each entry is divided by its own deviation, so that all may say as much; else all by one.
     """
 
     mean: Tensor
@@ -211,9 +292,10 @@ class Regressor(nn.Module):
         dense: Sequence[int] = (512, 128),
         dropout: float = 0.3,
         standardise: bool = False,
+        evened: bool = True,
     ) -> None:
         super().__init__()
-        self.slices = slices
+        self.slices, self.evened = slices, evened
         self.standardise = standardise
         if standardise:
             self.register_buffer("mean", torch.zeros(slices, hidden))
@@ -262,6 +344,10 @@ class BrainRotViT(nn.Module):
         what it is.
     mirror
         In use, predict from the brain and from its mirror image, and average.
+    solid, power
+        Of ``models.coarse.amounts``, for modulated maps of tissue; slices have a channel of each.
+    balance
+        How much the maps of several tissues may say, by the variance of each.
     """
 
     mean: Tensor
@@ -274,30 +360,38 @@ class BrainRotViT(nn.Module):
         smoothing: int = 0,
         centred: bool = False,
         mirror: bool = False,
+        solid: float = 0.0,
+        power: float = 1.0,
+        balance: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
         self.encoder = ViT(**encoder)
         self.regressor = Regressor(**regressor)
         self.smoothing, self.centred, self.mirror = smoothing, centred, mirror
+        self.solid, self.power, self.balance = solid, power, tuple(balance)
         if centred:
-            size = self.regressor.slices, *self.encoder.image_size
+            size = self.regressor.slices, len(balance), *self.encoder.image_size
             self.register_buffer("mean", torch.zeros(size))
             self.register_buffer("deviation", torch.ones(size))
 
     def slices(self, x: Tensor) -> Tensor:
         """Sagittal slices, as many and as large as the network wants them.
 
-        (N, 1, X, Y, Z) -> (N, slices, height, width); interpolated where they are not.
+        (N, 1, [3,] X, Y, Z) -> (N, slices, maps, height, width); interpolated where they are not.
         """
+        x = x.flatten(1, -4)
+        if self.solid:
+            x = amounts(x, self.solid, self.power)
         if self.smoothing:
             x = smoothed(at_4_mm(x), self.smoothing)
         if not self._fits(x):
             size = self.regressor.slices, *self.encoder.image_size
             x = functional.interpolate(x, size=size, mode="trilinear")
-        return (x[:, 0] - self.mean) / self.deviation if self.centred else x[:, 0]
+        x = x.transpose(1, 2)
+        return (x - self.mean) / self.deviation if self.centred else x
 
     def _fits(self, x: Tensor) -> bool:
-        return x.shape[2:] == (self.regressor.slices, *self.encoder.image_size)
+        return x.shape[-3:] == (self.regressor.slices, *self.encoder.image_size)
 
     def encode(self, x: Tensor, slices_at_once: int = 32) -> Tensor:
         """The feature matrix of each brain, a few slices at a time to bound the memory.
@@ -305,7 +399,7 @@ class BrainRotViT(nn.Module):
         Parameters
         ----------
         x
-            (N, 1, X, Y, Z): sagittal slices from left to right.
+            (N, 1, [3,] X, Y, Z): sagittal slices from left to right.
 
         Returns
         -------
@@ -315,8 +409,8 @@ class BrainRotViT(nn.Module):
         return self._encoded(self.slices(x), slices_at_once)
 
     def _encoded(self, slices: Tensor, at_once: int = 32) -> Tensor:
-        """(N, slices, height, width) -> (N, slices, hidden)."""
-        single = slices.flatten(0, 1)[:, None]
+        """(N, slices, maps, height, width) -> (N, slices, hidden)."""
+        single = slices.flatten(0, 1)
         parts = [self.encoder.features(part) for part in single.split(at_once)]
         return torch.cat(parts).unflatten(0, (len(slices), -1))
 
@@ -335,6 +429,8 @@ class BrainRotViT(nn.Module):
         Callable
             From images, sexes and ``box``, whose first slice is of slices, to (N,).
         """
+        if self.solid:  # a change anywhere changes the scale of all
+            return lambda images, sex, *, box: self(images, sex)
         encoded = self.encode(image)
         voxels, slices = image.shape[2], encoded.shape[1]
         # so far reach the slices that are interpolated, and smoothed, from a voxel
@@ -360,7 +456,7 @@ class BrainRotViT(nn.Module):
         return found
 
     def forward(self, x: Tensor, sex: Tensor) -> Tensor:
-        """(N, 1, X, Y, Z) and (N,), M 0 and F 1 -> (N,), age in the card's units."""
+        """(N, 1, [3,] X, Y, Z) and (N,), M 0 and F 1 -> (N,), age in the card's units."""
         return self.regress(self.encode(x), sex)
 
 
@@ -370,8 +466,8 @@ def build(config: dict[str, Any]) -> BrainRotViT:
     Parameters
     ----------
     config
-        ``size`` ("base" or "small", the default), and under ``encoder`` and ``regressor``
-        what is to differ from it; ``smoothing``, ``centred`` and ``mirror`` of the small one.
+        ``size`` ("base", "tissue" or "small", the default), and under ``encoder`` and
+        ``regressor`` what is to differ from it; other arguments of ``BrainRotViT`` as they are.
 
     Raises
     ------

@@ -297,7 +297,7 @@ def _write_elsewhere(chosen: argparse.Namespace) -> None:
 
 def _train_regression(chosen: argparse.Namespace) -> None:
     # Late, so that --help answers at once.
-    from models.training.data import load_training_set
+    from models.training.data import load_images
     from models.training.export import NOBODY, export, runs_of
     from models.training.fine_tuning import check_fits
     from models.training.folds import assign_folds
@@ -310,7 +310,7 @@ def _train_regression(chosen: argparse.Namespace) -> None:
         raise ModelError(f"--fold must be 0 to {options.folds - 1}.")
     _keep_memory()
     chosen.out.mkdir(parents=True, exist_ok=True)
-    data = load_training_set(chosen.data, options.intensity)
+    data = load_images(chosen.data, options.intensity)
     people = [scan.person for scan in data.scans]
     print(f"{len(data.scans)} scans of {len(set(people))} people; {data.skipped} without age.")
     if parent:

@@ -70,31 +70,33 @@ def augment(image: Tensor, options: AugmentationOptions, rng: np.random.Generato
 def augment_tissues(
     image: Tensor, stripped: Tensor, options: AugmentationOptions, rng: np.random.Generator
 ) -> Tensor:
-    """One random view of a tissue map; contrast, and what spoils it, has no say in one.
+    """One random view of a tissue map, or of maps; contrast has no say in one.
 
     Parameters
     ----------
     image, stripped
         (X, Y, Z), `models.intensity.OUTSIDE` outside the brain; with all fluid around the brain,
-        and as a tight strip leaves it.
+        and as a tight strip leaves it. Or modulated maps (3, X, Y, Z), 0 outside.
 
     Returns
     -------
-    Tensor, (X, Y, Z), float32
+    Tensor, as ``image``, float32
     """
+    outside = OUTSIDE if image.dim() == 3 else 0.0
     bare = options.erosion and rng.random() < 0.5
-    view = (stripped if bare else image).float() - OUTSIDE
+    maps = (stripped if bare else image).float().reshape(-1, *image.shape[-3:]) - outside
     if options.flip and rng.random() < 0.5:
-        view = view.flip(0)
+        maps = maps.flip(1)
     if options.affine and rng.random() < 0.5:
-        grid = functional.affine_grid(_random_affine(view, rng), [1, 1, *view.shape],
+        grid = functional.affine_grid(_random_affine(maps[0], rng), [1, 1, *maps.shape[1:]],
                                       align_corners=False)  # fmt: skip
-        view = functional.grid_sample(view[None, None], grid, align_corners=False)[0, 0]
+        maps = functional.grid_sample(maps[None], grid, align_corners=False)[0]
     if options.translation:
-        moved = torch.zeros_like(view)
-        every = (slice(0, view.shape[0]), slice(0, view.shape[1]), slice(0, view.shape[2]))
-        view = _place(view, moved, every, False, rng.integers(-2, 3, 3))
-    return view + OUTSIDE
+        shift = rng.integers(-2, 3, 3)
+        x, y, z = (slice(0, side) for side in maps.shape[1:])
+        moved = [_place(each, torch.zeros_like(each), (x, y, z), False, shift) for each in maps]
+        maps = torch.stack(moved)
+    return maps.reshape(image.shape) + outside
 
 
 def bounding_box(image: Tensor, margin: int = 0) -> tuple[slice, slice, slice]:

@@ -31,6 +31,8 @@ from models.intensity import TISSUE_MAP, scale, tissue_map
 
 RECORD = "_brainage.json"
 IMAGE = "_space-*_res-2_desc-preproc_T1w.nii.gz"
+MODULATED = "modulated"
+"""In place of a rule of intensities: modulated maps of tissue at 4 mm."""
 CLOSED = 3
 """Voxels of 2 mm by which the gaps between gyri are closed to find a tight mask."""
 
@@ -105,7 +107,7 @@ class TrainingSet:
 
     def pooled(self, size: int) -> TrainingSet:
         """The same scans, averaged over blocks of ``size`` voxels along each axis."""
-        if size == 1:
+        if size == 1 or self.scans[0].image.dim() == 4:  # these are at 4 mm
             return self
         scans = [
             replace(
@@ -181,6 +183,13 @@ def load_inputs(card: ModelCard, roots: Sequence[Path]) -> TrainingSet:
     return load_training_set(roots, card.contract.intensity)
 
 
+def load_images(roots: Sequence[Path], intensity: str) -> TrainingSet:
+    """Images by a rule of ``models.intensity``, or by that of `MODULATED` maps of tissue."""
+    if intensity == MODULATED:
+        return load_morphometry(roots)
+    return load_training_set(roots, intensity)
+
+
 def load_morphometry(roots: Sequence[Path]) -> TrainingSet:
     """Read maps of modulated tissue, and average them to 4 mm, in place of images.
 
@@ -211,7 +220,7 @@ def load_morphometry(roots: Sequence[Path]) -> TrainingSet:
     if len(templates) > 1:
         names = " and ".join(sorted(templates))
         raise ModelError(f"The scans lie in several templates, {names}; use one for all.")
-    return TrainingSet(tuple(scans), templates.pop(), affine=(), skipped=skipped)
+    return TrainingSet(tuple(scans), templates.pop(), (), skipped, _content(scans))
 
 
 def load_volumes(roots: Sequence[Path], names: Sequence[str]) -> TrainingSet:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contract import InputContract, ModelCard, ModelError
+from models.contract import TISSUES, InputContract, ModelCard, ModelError, MorphometryContract
 from models.registry import CARD, WEIGHTS, save_weights, write
 from models.training import evaluation
-from models.training.data import TrainingSet
+from models.training.data import MODULATED, TrainingSet
 from models.training.options import AUGMENTATIONS, Options
 from models.training.recipes import Recipe
 from models.training.regression import (
@@ -190,8 +190,11 @@ def _card(
 
 def contract_of(
     data: TrainingSet, intensity: str, ages: tuple[float, float], needs_sex: bool = False
-) -> InputContract:
+) -> InputContract | MorphometryContract:
     """What a model takes that was trained on these images."""
+    if intensity == MODULATED:
+        _, x, y, z = data.scans[0].image.shape
+        return MorphometryContract(data.template, TISSUES, (x, y, z), ages, needs_sex)
     return InputContract(
         template=data.template,
         degrees_of_freedom=DEGREES_OF_FREEDOM,

@@ -76,8 +76,8 @@ RECIPES: dict[str, Recipe] = {
     "brainrotvit": Recipe(
         title="BrainRotViT small (Jalal et al. 2025)",
         summary="A vision transformer over sagittal slices, which learns to tell age decade and"
-        " sex, and a residual CNN over its features; architecture as published in a small size,"
-        " weights trained by this software.",
+        " sex, and a residual CNN over its features; in a small size, for maps of tissue where"
+        " its options say so. Weights trained by this software.",
         citation="Jalal W, Rahman MN, Rahman AH, Rahman MS (2025). BrainRotViT: Transformer-ResNet"
         " Hybrid for Explainable Modeling of Brain Aging from 3D sMRI. arXiv:2511.15188."
         " https://doi.org/10.48550/arXiv.2511.15188",

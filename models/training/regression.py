@@ -361,7 +361,9 @@ def _inputs(
     scans: Sequence[TrainingScan], images: Sequence[Tensor], options: Options
 ) -> tuple[Tensor, ...]:
     """A batch as networks take it: images (N, 1, X, Y, Z) and, where wanted, sexes (N,)."""
-    batch = torch.stack(list(images))[:, None].contiguous(memory_format=torch.channels_last_3d)
+    batch = torch.stack(list(images))[:, None]
+    if batch.dim() == 5:
+        batch = batch.contiguous(memory_format=torch.channels_last_3d)
     if not options.needs_sex:
         return (batch,)
     missing = [scan.name for scan in scans if scan.sex not in SEX_CODES]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.brainrotvit.network import BrainRotViT
+from models.brainrotvit.network import BrainRotViT, PlacedPatches
 from models.contract import ModelError, Output
 from models.prediction import SEX_CODES
 from models.training.augmentation import view_of
@@ -100,7 +100,7 @@ def _encoder_epoch(
             parts.append(slices[torch.from_numpy(chosen)])
         target = labels[batch].repeat_interleave(len(parts[0]))
         with autocast(options.device):
-            found = network.encoder(torch.cat(parts)[:, None])
+            found = network.encoder(torch.cat(parts))
         loss = functional.cross_entropy(found.float(), target)
         losses.append(descend(state, loss, step, options) * len(batch))
     return sum(losses) / len(training), rate
@@ -110,7 +110,8 @@ def _encoder_epoch(
 def centre(state: State, training: Sequence[TrainingScan], options: Options) -> None:
     """Give a centred network, and its average, the mean of the people's slices and their spread.
 
-    Both are the same in mirrored slices, for views are mirrored half of the time.
+    Both are the same in mirrored slices, for views are mirrored half of the time. Embeddings that
+    belong to places start from the principal components of the slices.
     """
     network, average = _networks(state)
     if not network.centred:
@@ -121,11 +122,34 @@ def centre(state: State, training: Sequence[TrainingScan], options: Options) -> 
     mean = (slices.mean(0) + slices.mean(0).flip(0)) / 2
     spread = (slices - mean).square().mean(0).sqrt()
     spread = (spread + spread.flip(0)) / 2
-    deviation = (spread + SMALLEST_SPREAD * spread.mean()) ** EVENNESS
+    smallest = SMALLEST_SPREAD * spread.mean((0, 2, 3), keepdim=True)
+    deviation = (spread + smallest) ** EVENNESS
+    said = ((slices - mean) / deviation).square().mean((0, 1, 3, 4))  # by each tissue
+    deviation *= (said / said.new_tensor(network.balance)).sqrt()[:, None, None]
     deviation *= ((slices - mean) / deviation).std()
+    differences = (slices - mean) / deviation
     for each in (network, average):
         each.mean.copy_(mean)
         each.deviation.copy_(deviation)
+        if isinstance(each.encoder.patches, PlacedPatches):
+            each.encoder.patches.start(components(differences, each.encoder.position.shape[2]))
+
+
+def components(differences: Tensor, count: int) -> Tensor:
+    """Principal components of single slices, (count, maps, height, width).
+
+    Scores along them are 1 in root mean square over all.
+
+    Parameters
+    ----------
+    differences
+        (people, slices, maps, height, width), from the mean.
+    """
+    single = differences.flatten(0, 1).flatten(1)
+    torch.manual_seed(0)  # of the random projection, in both networks the same
+    axes = torch.pca_lowrank(single, count, center=False, niter=4)[2]
+    axes = axes / (single @ axes).square().mean().sqrt()
+    return axes.T.unflatten(1, differences.shape[2:])
 
 
 @torch.no_grad()
@@ -153,9 +177,12 @@ def freeze(state: State, training: Sequence[TrainingScan], options: Options) -> 
     if network.regressor.standardise:
         everything = features.flatten(0, 1)
         deviation = everything.std(0)
+        smallest = SMALLEST_DEVIATION * deviation.mean()
+        if not network.regressor.evened:
+            deviation = deviation.mean()
         for each in (network.regressor, average.regressor):
             each.mean.copy_(everything.mean(0))
-            each.deviation.copy_(deviation + SMALLEST_DEVIATION * deviation.mean())
+            each.deviation.copy_(deviation + smallest)
     return features
 
 

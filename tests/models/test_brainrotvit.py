@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from models.brainrotvit.network import Regressor, ResidualConv, ViT, build
+from models.coarse import amounts
 
 TINY = {
     "encoder": {
@@ -59,7 +60,7 @@ def test_small_is_small():
 
 
 def test_an_unknown_size_is_refused():
-    with pytest.raises(ValueError, match="base, small, not 'huge'"):
+    with pytest.raises(ValueError, match="base, small, tissue, not 'huge'"):
         build({"size": "huge"})
 
 
@@ -173,8 +174,8 @@ def test_an_image_of_another_size_is_interpolated_to_slices(network, shape):
     torch.manual_seed(2)
     image = torch.rand(1, 1, *shape)
     slices = network.slices(image)
-    assert slices.shape == (1, 12, 16, 16)
-    assert torch.equal(slices, image[:, 0]) is (shape == (12, 16, 16))
+    assert slices.shape == (1, 12, 1, 16, 16)
+    assert torch.equal(slices[:, :, 0], image[:, 0]) is (shape == (12, 16, 16))
     near, sex = network.near(image), torch.ones(2)
     for start in range(shape[0] - 1):
         box = (slice(start, start + 2), slice(3, 9), slice(2, 8))
@@ -199,10 +200,12 @@ def test_slices_that_smoothing_reaches_are_encoded_again(shape):
 
 def test_a_centred_network_sees_differences_from_the_mean(brains):
     network = build(TINY | {"centred": True})
-    network.mean.copy_(brains[0, 0])
+    network.mean.copy_(brains[0, 0, :, None])
     network.deviation.fill_(0.5)
-    torch.testing.assert_close(network.slices(brains[:1]), torch.zeros(1, 12, 16, 16))
-    torch.testing.assert_close(network.slices(brains[1:])[0], 2 * (brains[1, 0] - brains[0, 0]))
+    torch.testing.assert_close(network.slices(brains[:1]), torch.zeros(1, 12, 1, 16, 16))
+    torch.testing.assert_close(
+        network.slices(brains[1:])[0, :, 0], 2 * (brains[1, 0] - brains[0, 0])
+    )
 
 
 def test_left_and_right_are_told_alike_in_use(brains):
@@ -216,3 +219,37 @@ def test_left_and_right_are_told_alike_in_use(brains):
     one, other = network(images, sex), network(images.flip(2), sex)
     torch.testing.assert_close((one + other) / 2, both)
     assert not torch.allclose(one, other)
+
+
+def test_amounts_are_of_one_size_and_have_slopes():
+    """A root has none at 0, where most voxels lie."""
+    maps = torch.rand(2, 3, 6, 7, 6, generator=torch.Generator().manual_seed(2))
+    maps[:, :, :2] = 0
+    maps.requires_grad_(True)
+    found = amounts(maps, solid=100.0, power=0.5)
+    torch.testing.assert_close(
+        found.square()[:, :2].sum((1, 2, 3, 4)), torch.full((2,), 100.0), rtol=1e-4, atol=0
+    )
+    torch.testing.assert_close(found, amounts(3 * maps, 100.0, 0.5))
+    found.sum().backward()
+    assert torch.isfinite(maps.grad).all() and maps.grad.abs().sum() > 0
+    assert amounts(maps, 0, 1) is maps
+
+
+def test_maps_of_tissue_are_seen_whole():
+    """Where brains are scaled, a change anywhere changes every slice."""
+    torch.manual_seed(5)
+    config = {"size": "tissue", "encoder": {"image_size": 16, "patch_size": 8, "hidden": 24,
+              "heads": 2}, "regressor": TINY["regressor"] | {"dense": [8]}}  # fmt: skip
+    network, maps = build(config).eval(), torch.rand(1, 1, 3, 12, 16, 16)
+    slices = network.slices(maps)
+    assert slices.shape == (1, 12, 3, 16, 16)
+    torch.testing.assert_close(network.slices(2 * maps), slices)
+    changed, sex = maps.clone(), torch.ones(1)
+    box = (slice(2, 4), slice(3, 9), slice(2, 8))
+    changed[(0, 0, slice(None), *box)] = 0
+    with torch.inference_mode():
+        near = network.near(maps)(changed, sex, box=box)
+        torch.testing.assert_close(near, network(changed, sex))
+        mirrored = network(maps.flip(3), sex)
+    torch.testing.assert_close(mirrored, network(maps, sex))

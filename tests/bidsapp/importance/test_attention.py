@@ -12,6 +12,7 @@ from torch.nn import functional
 from bidsapp.importance.attention import _GuidedBackpropagation, _tokens, attention, suited
 from bidsapp.importance.brain import Brain, Unsuited
 from models.brainrotvit.network import BrainRotViT, build
+from models.contract import TISSUES, MorphometryContract
 from models.prediction import BrainAgeModel
 
 from .conftest import card
@@ -63,6 +64,26 @@ def test_a_map_on_the_grid_of_an_image_that_is_interpolated_to_slices(
     values = attention(model, Brain(image * mask, mask, "M"))
     assert values.shape == shape and not values[:, :, -1].any()
     assert values[mask].std() > 0 and values.min() >= 0 and values.max() <= 1
+
+
+def test_a_map_of_a_network_that_sees_maps_of_tissue(model: BrainAgeModel) -> None:
+    torch.manual_seed(1)
+    encoder = {"image_size": 16, "patch_size": 4, "hidden": 24, "heads": 2}
+    regressor = {"slices": 12, "hidden": 24, "kernels": ((2, 3), (2, 3), (2, 2))}
+    config = {"size": "tissue", "encoder": encoder, "regressor": regressor}
+    network = build(config).eval().requires_grad_(False)
+    for block in network.encoder.blocks:
+        torch.nn.init.normal_(block.attention.query.weight, std=0.5)
+    contract = MorphometryContract("MNI152NLin2009aSym", TISSUES, SHAPE, (20, 80), True)
+    model = BrainAgeModel(replace(model.card, contract=contract), [network])
+    brain = a_brain()
+    brain = replace(brain, image=np.stack([brain.image, 0.5 * brain.image, 0.1 * brain.image]))
+    values = attention(model, brain)
+    assert values.shape == SHAPE and values.min() >= 0 and 0 < values.max() <= 1
+    slices = torch.rand(3, 3, 16, 16)
+    tokens, attended = _tokens(network.encoder, slices)
+    torch.testing.assert_close(tokens, network.encoder.tokens(slices))
+    assert attended.shape == (3, 16) and (attended.sum(1) < 1).all()
 
 
 def test_the_attention_is_that_of_the_network(model: BrainAgeModel) -> None:

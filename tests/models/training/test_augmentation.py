@@ -132,6 +132,20 @@ def test_a_tissue_map_is_left_alone_without_augmentation(
         assert torch.allclose(view, tissues[0].float(), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["", "flip", "affine", "translation", "erosion"])
+def test_maps_of_several_tissues_move_together(
+    tissues: tuple[torch.Tensor, torch.Tensor], name: str
+) -> None:
+    """One brain is moved, and not each of its tissues; outside of it there is nothing."""
+    whole, stripped = (torch.stack([each, 2 * each, 0 * each]) for each in tissues)
+    views = tissue_views((whole, stripped), only(name))
+    for view in views:
+        assert view.shape == whole.shape and not view[2].any()
+        torch.testing.assert_close(view[1], 2 * view[0])
+    moved = sum(not torch.allclose(view, whole.float(), atol=1e-3) for view in views)
+    assert (moved == 0) is (name == "")
+
+
 def test_erosion_of_a_tissue_map_strips_it(tissues: tuple[torch.Tensor, torch.Tensor]) -> None:
     found = tissue_views(tissues, only("erosion"))
     bare = [torch.allclose(view, tissues[1].float(), atol=1e-3) for view in found]

@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from models.brainrotvit.network import build
-from models.contract import ModelError
+from models.contract import TISSUES, ModelError, MorphometryContract
 from models.registry import load
 from models.training import regression
 from models.training.__main__ import main
-from models.training.data import TrainingSet, load_training_set
+from models.training.data import TrainingSet, load_inputs, load_training_set
 from models.training.options import EncoderOptions, Options
-from models.training.two_stages import TwoStages, classes
+from models.training.two_stages import TwoStages, classes, components
 
 Make = Callable[..., Path]
 ENCODER = {"image_size": [16, 16], "patch_size": 8, "hidden": 16, "layers": 1, "heads": 2,
            "image_channels": 1}  # fmt: skip
+SMALL = {"patch_size": 6, "hidden": 16, "layers": 1, "heads": 2, "image_channels": 2}
 REGRESSOR = {"slices": 10, "hidden": 16, "kernels": [[3, 5], [2, 2], [1, 2]], "dense": [8, 8],
              "standardise": True}  # fmt: skip
 OPTIONS = Options(
@@ -75,7 +76,7 @@ def test_the_encoder_learns_first_and_is_then_frozen(data: TrainingSet, tmp_path
     ]
     assert changed == [{"encoder"}, {"regressor"}]
     images = torch.stack([s.image.float() for n, s in enumerate(data.scans) if n % 3])[:, None]
-    assert first["mean"].shape == (10, 16, 16)
+    assert first["mean"].shape == (10, 1, 16, 16)
     torch.testing.assert_close(first["mean"], first["mean"].flip(0))  # as views are mirrored
     network = build(OPTIONS.network)
     network.load_state_dict(first)
@@ -103,6 +104,56 @@ def test_those_held_out_are_seen_in_neither_stage(data: TrainingSet, tmp_path: P
     other = train(replace(data, scans=tuple(scans)), tmp_path / "other")
     for name, value in honest.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_components_are_those_of_slices() -> None:
+    """A slice starts as its scores, which are 1 in root mean square over all."""
+    torch.manual_seed(1)
+    differences = torch.randn(4, 5, 2, 12, 18) * torch.linspace(0.1, 2, 18)
+    found = components(differences, 16)
+    assert found.shape == (16, 2, 12, 18)
+    network = build({"size": "tissue", "encoder": SMALL | {"image_size": (12, 18)},
+                     "regressor": REGRESSOR, "balance": [1, 1]}).eval()  # fmt: skip
+    network.encoder.patches.start(found)
+    single = differences.flatten(0, 1)
+    with torch.inference_mode():
+        features = network.encoder.features(single)
+        nothing = network.encoder.features(torch.zeros_like(single))
+    scores = torch.einsum("nchw,kchw->nk", single, found)
+    torch.testing.assert_close(features - nothing, scores, rtol=1e-3, atol=1e-3)
+    assert scores.square().mean().item() == pytest.approx(1, rel=1e-3)
+    exact = torch.linalg.svdvals(single.flatten(1))[:16].square()
+    torch.testing.assert_close(scores.square().sum(0) / scores.square().sum(), exact / exact.sum(),
+                               rtol=0.1, atol=0.01)  # fmt: skip
+
+
+def test_a_brain_of_several_maps_is_learned(make_derivatives: Make, tmp_path: Path) -> None:
+    """From the command line to a model whose contract is that of morphometry."""
+    ages = [float(age) for age in np.linspace(21, 79, 6)]
+    folder, out = make_derivatives("one", ages), tmp_path / "model"
+    encoder = "{image_size = [12, 12], patch_size = 6, hidden = 16, heads = 2}"
+    regressor = "{slices = 10, hidden = 16, kernels = [[3, 5], [2, 2], [1, 2]], dense = [8]}"
+    arguments = ["brainrotvit", "--data", str(folder), "--out", str(out), "--folds", "2",
+                 "--encoder-epochs", "2", "--epochs", "2", "--slices", "3", "--views", "2",
+                 "--intensity", "modulated", "--without", "translation", "--network",
+                 "size = 'tissue'", f"encoder = {encoder}",
+                 f"regressor = {regressor}"]  # fmt: skip
+    assert main(arguments) == 0
+    model = load("brainrotvit", weights=out)
+    scans = load_inputs(model.card, [folder]).scans
+    assert model.card.contract == MorphometryContract(
+        "MNI152NLin2009aSym", TISSUES, tuple(scans[0].image.shape[1:]), (21, 79), True
+    )
+    network = model.networks[0]
+    assert network.mean.shape == (10, 3, 12, 12) and network.mean.any()
+    # before evenness, each tissue has its share of the variance
+    slices = torch.cat([network.slices(s.image[None, None]) for s in scans])
+    said = slices.square().mean((0, 1, 3, 4))[:2]
+    assert said[0] / said[1] == pytest.approx(0.5, rel=0.5)
+    deviation = network.regressor.deviation
+    assert deviation.min() == deviation.max()  # one for all
+    both = [model.predict(s.image.numpy(), s.sex).predicted_age for s in (scans[0], scans[-1])]
+    assert np.isfinite(both).all() and both[0] != both[1]
 
 
 @pytest.mark.parametrize("size", ["small", "base"])
