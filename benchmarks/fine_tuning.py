@@ -23,7 +23,7 @@ sys.path.insert(0, str(REPOSITORY))
 from benchmarks.markdown import put, table  # noqa: E402
 from models import registry  # noqa: E402
 from models.training.__main__ import main as train  # noqa: E402
-from models.training.data import load_training_set  # noqa: E402
+from models.training.data import load_inputs  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "training.md"
 STEPS = {"its level moved": 0, "20 epochs": 20}
@@ -34,7 +34,7 @@ def before(parent: Path, away: Path, folds: pd.Series) -> pd.DataFrame:
     name = registry.read_card(parent / registry.CARD).name
     model = registry.load(name, weights=parent)
     rows = []
-    for scan in load_training_set([away], model.card.image_contract.intensity).scans:
+    for scan in load_inputs(model.card, [away]).scans:
         network = model.networks[folds[scan.participant_id] % len(model.networks)]
         found = replace(model, networks=[network]).predict(scan.image.float().numpy(), scan.sex)
         rows.append({"age": scan.age, "predicted_age": found.predicted_age})

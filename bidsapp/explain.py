@@ -403,14 +403,11 @@ def describe(
 ) -> dict[str, Any]:
     """Keys that the sidecars of all maps have."""
     contract = card.contract
-    warped = isinstance(contract, MorphometryContract)
-    space = (
-        contract.template
-        if isinstance(contract, MorphometryContract)
-        else (card.image_contract.template)
-    )
+    assert not isinstance(contract, VolumeContract)  # it has no places
+    space = contract.template
     made_in = "" if space == template else f"; made in {space}, on the model's own grid"
-    made_in += "; of tissue that was warped to the template" if warped else ""
+    if isinstance(contract, MorphometryContract):
+        made_in += "; of tissue that was warped to the template"
     found: dict[str, Any] = {
         "Description": DESCRIPTIONS[method] + made_in,
         "Model": card.name,

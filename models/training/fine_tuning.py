@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from models import registry
-from models.contract import ModelCard, ModelError
+from models.contract import ModelCard, ModelError, MorphometryContract
 from models.prediction import BrainAgeModel
-from models.training.data import TrainingSet
+from models.training.data import MODULATED, TrainingSet
 from models.training.options import AUGMENTATIONS, Options, Parent
 
 
@@ -54,11 +54,17 @@ def options_of(card: ModelCard, options: Options) -> Options:
     return replace(
         options,
         network=card.network,
-        intensity=card.image_contract.intensity,
+        intensity=intensity_of(card),
         needs_sex=card.contract.needs_sex,
         augmentation=options.augmentation.without(*(set(AUGMENTATIONS) - set(used))),
         parent=parent,
     )
+
+
+def intensity_of(card: ModelCard) -> str:
+    """The rule by which images are loaded for a model."""
+    maps = isinstance(card.contract, MorphometryContract)
+    return MODULATED if maps else card.image_contract.intensity
 
 
 def check_fits(model: BrainAgeModel, data: TrainingSet) -> None:
@@ -69,6 +75,14 @@ def check_fits(model: BrainAgeModel, data: TrainingSet) -> None:
     ModelError
         Where they differ.
     """
+    if isinstance(model.card.contract, MorphometryContract):
+        takes, found = model.card.contract.shape, tuple(data.scans[0].image.shape)
+        if (model.card.contract.template, takes) != (data.template, found):
+            raise ModelError(
+                f"'{model.card.name}' takes maps of {takes} in {model.card.contract.template}, and"
+                f" not those of {found} in {data.template} that the app has written there."
+            )
+        return
     contract = model.card.image_contract
     if (contract.template, contract.shape) != (data.template, data.shape) or not np.allclose(
         contract.affine, data.affine

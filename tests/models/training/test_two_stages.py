@@ -16,6 +16,7 @@ from models.registry import load
 from models.training import regression
 from models.training.__main__ import main
 from models.training.data import TrainingSet, load_inputs, load_training_set
+from models.training.fine_tuning import check_fits
 from models.training.options import EncoderOptions, Options
 from models.training.two_stages import TwoStages, classes, components
 
@@ -154,6 +155,14 @@ def test_a_brain_of_several_maps_is_learned(make_derivatives: Make, tmp_path: Pa
     assert deviation.min() == deviation.max()  # one for all
     both = [model.predict(s.image.numpy(), s.sex).predicted_age for s in (scans[0], scans[-1])]
     assert np.isfinite(both).all() and both[0] != both[1]
+    tuned = ["brainrotvit", "--data", str(folder), "--out", str(tmp_path / "tuned"), "--folds",
+             "2", "--from-weights", str(out), "--epochs", "1", "--device", "cpu"]  # fmt: skip
+    assert main(tuned) == 0
+    card = load("brainrotvit", weights=tmp_path / "tuned").card
+    assert (card.contract, card.network) == (model.card.contract, model.card.network)
+    smaller = replace(scans[0], image=scans[0].image[:, 1:])
+    with pytest.raises(ModelError, match="takes maps of .* and not those of"):
+        check_fits(model, replace(load_inputs(card, [folder]), scans=(smaller,)))
 
 
 @pytest.mark.parametrize("size", ["small", "base"])
