@@ -24,6 +24,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -58,6 +59,8 @@ ACCURACY_AIMS = {"wssa": (5.5, 0.90), "brainrotvit": (5.5, 0.90), "ensemble": (4
 AWAY_AIM, RETEST_AIM = 6.5, 1.0
 DICE_AIMS = {"brain_mask": 0.97, "LV": 0.90, "WM": 0.90}
 OUT_OF_FOLD, UNSEEN = "out of fold", "unseen"
+AGE_WIDTH = 5
+"""Years within which errors at home count as those of one age."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,10 @@ def carried_over(results: list[Results], told: pd.DataFrame) -> list[pd.DataFram
 def of_alone(told: pd.DataFrame) -> pd.DataFrame:
     """Predictions out of fold of models of one or several data sets, by model and kind."""
     rows = told[told["kind"] == unseen_ages.ALONE]
-    return rows.assign(kind=alone_kind(rows))
+    rows = rows.assign(kind=alone_kind(rows))
+    frames = [frame for _, frame in rows.groupby("model")]
+    frames += ensemble_of(frames, *kinds) if len(kinds := {*rows["kind"]}) == 1 else []
+    return pd.concat([rows[:0], *frames], ignore_index=True)
 
 
 def alone_kind(rows: pd.DataFrame) -> pd.Series:
@@ -368,6 +374,55 @@ def decades(material: Material) -> tuple[str, str]:
         "Regression to the mean shows here: the young come out too old, and the old too young."
     )
     return about, table(header, rows)
+
+
+def away(material: Material) -> tuple[str, str]:
+    """What of an error on an unseen scanner is the scanner's: beside the error at home."""
+    diagnosis = {
+        (each.name, record["participant_id"]): record.get("group")
+        for each in material.results
+        for record in each.records
+    }
+    rows = []
+    for (dataset, model, kind), part in _groups(material.ages).items():
+        alone = material.alone
+        home = alone[(alone["model"] == model) & (alone["kind"] == kind)]
+        if len(part) < FEWEST or len(home) < FEWEST:
+            continue
+        groups = pd.Series([diagnosis.get((dataset, who)) for who in part["participant_id"]])
+        parts = {"everybody": part} | dict(list(part.groupby(groups.to_numpy())))
+        for group_name, people in parts.items():
+            if len(people) < FEWEST:
+                continue
+            error = people["predicted_age"] - people["age"]
+            half = stats.t.ppf(0.975, len(error) - 1) * error.sem()
+            at_home = errors_at(people["age"], home)
+            rows.append([
+                dataset, model, str(group_name), str(len(people)),
+                f"{error.mean():+.1f} [{error.mean() - half:+.1f}, {error.mean() + half:+.1f}]",
+                f"{at_home.mean():+.1f}", f"{error.abs().mean():.1f}",
+                f"{errors_at(people['age'], home, np.abs).mean():.1f}",
+            ])  # fmt: skip
+    about = (
+        "How much of the error on a scanner that the networks have not seen is the scanner's. "
+        "Years; *at home*: of people of the same ages out of fold in the data set that the "
+        f"networks were trained on (their errors weighted by a normal curve of {AGE_WIDTH} years "
+        "about each age). Patients may differ from healthy people of their age, who alone "
+        "were trained on: a scanner's own shift is what controls show beyond home. "
+        "95 % intervals of means by Student's t."
+    )
+    header = ["data set", "model", "group", "n", "mean error", "at home", "MAE", "at home"]
+    return about, table(header, rows)
+
+
+def errors_at(
+    ages: pd.Series, home: pd.DataFrame, of: Callable[[Any], Any] = np.asarray
+) -> np.ndarray:
+    """Mean errors in ``home``, or of what ``of`` makes of them, at each of these ages."""
+    distance = ages.to_numpy()[:, None] - home["age"].to_numpy()
+    weights = stats.norm.pdf(distance, scale=AGE_WIDTH)
+    errors = of((home["predicted_age"] - home["age"]).to_numpy())
+    return (weights * errors).sum(1) / weights.sum(1)
 
 
 def calibration(material: Material) -> tuple[str, str]:
@@ -604,6 +659,7 @@ TABLES: dict[str, tuple[str, Callable[[Material], tuple[str, str]]]] = {
     "runs": ("Scans", runs),
     "predictions": ("Predicted age", predictions),
     "decades": ("Error by age", decades),
+    "away": ("Unseen scanner", away),
     "calibration": ("Intervals", calibration),
     "retest": ("The same heads again", retest),
     "groups": ("Groups", groups),

@@ -135,6 +135,19 @@ def test_error_by_decade(folders: dict[str, Path], capsys: pytest.CaptureFixture
     assert "Single" not in rows  # too few
 
 
+def test_errors_on_an_unseen_scanner_stand_beside_those_of_the_same_ages_at_home(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = [("sub-1", None, 20, 24), ("sub-2", None, 21, 25), ("sub-3", None, 80, 70)]
+    away = [("sub-1", None, 20, 27), ("sub-2", None, 20, 29), ("sub-3", None, 20, 34)]
+    write_ages(folders["ages"], [("alone, out of fold", "other", "other", *row) for row in home]
+               + [("alone, unseen", "other", "seen", *row) for row in away])  # fmt: skip
+    rows = rows_of(capsys, folders, "away")
+    assert rows["Seen"][:3] == ["stub", "everybody", "3"]
+    assert rows["Seen"][3].startswith("+10.0 [+1.0, ")
+    assert rows["Seen"][4:] == ["+4.0", "10.0", "4.0"]  # those of 80 do not count at 20
+
+
 def test_intervals_are_of_the_others_errors(
     folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
