@@ -13,6 +13,16 @@ LARGEST = 64
 
 NOTHING = 1e-12
 """Tissue in an empty voxel: a root has no slope at 0, which maps of importance would ask for."""
+SOLID, POWER = 29000.0, 0.5
+"""Of ``amounts``. So many voxels of grey and white matter people have in the template, at 4 mm."""
+BALANCE = (0.5, 1.0, 0.25)
+"""How much grey and white matter and fluid may say, by the variance of each. White matter most, as
+in the tissue map: between scanners its border moves less than that of the cortex, and strips leave
+more or less of the fluid."""
+EVENNESS = 0.75
+"""Power of its spread over people by which a voxel is divided, so that all may say about as much.
+At home more is better; at 1, voxels in which the training people hardly differ decide on scans of
+another scanner."""
 TO_FINE = ((2.0, 0.0, 0.0, 0.5), (0.0, 2.0, 0.0, 0.5), (0.0, 0.0, 2.0, 0.5), (0.0, 0.0, 0.0, 1.0))
 """From voxels of 4 mm to those of 2 mm of which ``at_4_mm`` makes them."""
 

@@ -51,17 +51,17 @@ _NAMES = {
     r"norm\.(\w+)": r"encoder.norm.\1",
     r"head\.(\w+)": r"encoder.head.\1",
     # the residual CNN
-    r"conv_block1\.conv\.(\w+)": r"regressor.convs.0.conv.\1",
-    r"conv_block2\.conv\.(\w+)": r"regressor.convs.1.conv.\1",
-    r"conv_block3\.conv\.(\w+)": r"regressor.convs.2.conv.\1",
-    r"conv_block1\.projection\.(\w+)": r"regressor.convs.0.project.\1",
-    r"conv_block2\.projection\.(\w+)": r"regressor.convs.1.project.\1",
-    r"conv_block3\.projection\.(\w+)": r"regressor.convs.2.project.\1",
-    r"fc1\.(\w+)": r"regressor.dense.0.0.\1",
-    r"fc1_bn\.(\w+)": r"regressor.dense.0.1.\1",
-    r"fc2\.(\w+)": r"regressor.dense.1.0.\1",
-    r"fc2_bn\.(\w+)": r"regressor.dense.1.1.\1",
-    r"fc3\.(\w+)": r"regressor.last.\1",
+    r"conv_block1\.conv\.(\w+)": r"regressors.0.convs.0.conv.\1",
+    r"conv_block2\.conv\.(\w+)": r"regressors.0.convs.1.conv.\1",
+    r"conv_block3\.conv\.(\w+)": r"regressors.0.convs.2.conv.\1",
+    r"conv_block1\.projection\.(\w+)": r"regressors.0.convs.0.project.\1",
+    r"conv_block2\.projection\.(\w+)": r"regressors.0.convs.1.project.\1",
+    r"conv_block3\.projection\.(\w+)": r"regressors.0.convs.2.project.\1",
+    r"fc1\.(\w+)": r"regressors.0.dense.0.0.\1",
+    r"fc1_bn\.(\w+)": r"regressors.0.dense.0.1.\1",
+    r"fc2\.(\w+)": r"regressors.0.dense.1.0.\1",
+    r"fc2_bn\.(\w+)": r"regressors.0.dense.1.1.\1",
+    r"fc3\.(\w+)": r"regressors.0.last.\1",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.coarse import amounts, at_4_mm, smoothed, voxels_per_4_mm
+from models.coarse import BALANCE, POWER, SOLID, amounts, at_4_mm, smoothed, voxels_per_4_mm
 
 CONFIGS: dict[str, dict[str, Any]] = {
     # As published: ViT-B/16, and a regressor of 50.37 million parameters.
@@ -67,9 +67,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "smoothing": 2,
         "centred": True,
         "mirror": True,
-        "solid": 29000.0,
-        "power": 0.5,
-        "balance": (0.5, 1.0, 0.25),
+        "solid": SOLID,
+        "power": POWER,
+        "balance": BALANCE,
+        "regressors": 3,
     },
 }
 
@@ -348,6 +349,8 @@ class BrainRotViT(nn.Module):
         Of ``models.coarse.amounts``, for modulated maps of tissue; slices have a channel of each.
     balance
         How much the maps of several tissues may say, by the variance of each.
+    regressors
+        That read the same features, from random starts of their own; the age is their mean.
     """
 
     mean: Tensor
@@ -363,14 +366,15 @@ class BrainRotViT(nn.Module):
         solid: float = 0.0,
         power: float = 1.0,
         balance: Sequence[float] = (1.0,),
+        regressors: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = ViT(**encoder)
-        self.regressor = Regressor(**regressor)
+        self.regressors = nn.ModuleList(Regressor(**regressor) for _ in range(regressors))
         self.smoothing, self.centred, self.mirror = smoothing, centred, mirror
         self.solid, self.power, self.balance = solid, power, tuple(balance)
         if centred:
-            size = self.regressor.slices, len(balance), *self.encoder.image_size
+            size = self._grid[0], len(balance), *self._grid[1:]
             self.register_buffer("mean", torch.zeros(size))
             self.register_buffer("deviation", torch.ones(size))
 
@@ -385,13 +389,19 @@ class BrainRotViT(nn.Module):
         if self.smoothing:
             x = smoothed(at_4_mm(x), self.smoothing)
         if not self._fits(x):
-            size = self.regressor.slices, *self.encoder.image_size
-            x = functional.interpolate(x, size=size, mode="trilinear")
+            x = functional.interpolate(x, size=self._grid, mode="trilinear")
         x = x.transpose(1, 2)
         return (x - self.mean) / self.deviation if self.centred else x
 
+    @property
+    def _grid(self) -> tuple[int, int, int]:
+        """Slices, height and width."""
+        first = self.regressors[0]
+        assert isinstance(first, Regressor)
+        return first.slices, *self.encoder.image_size
+
     def _fits(self, x: Tensor) -> bool:
-        return x.shape[-3:] == (self.regressor.slices, *self.encoder.image_size)
+        return x.shape[-3:] == self._grid
 
     def encode(self, x: Tensor, slices_at_once: int = 32) -> Tensor:
         """The feature matrix of each brain, a few slices at a time to bound the memory.
@@ -450,10 +460,14 @@ class BrainRotViT(nn.Module):
 
     def regress(self, features: Tensor, sex: Tensor) -> Tensor:
         """From what ``encode`` gives, (N, slices, hidden), and sexes (N,) to the output, (N,)."""
-        found = self.regressor(features, sex)
+        found = self.told(features, sex).mean(0)
         if self.mirror and not self.training:  # the slices of a mirror image, from left to right
-            found = (found + self.regressor(features.flip(1), sex)) / 2
+            found = (found + self.told(features.flip(1), sex).mean(0)) / 2
         return found
+
+    def told(self, features: Tensor, sex: Tensor) -> Tensor:
+        """What each regressor says, (regressors, N), of the same as ``regress`` takes."""
+        return torch.stack([each(features, sex) for each in self.regressors])
 
     def forward(self, x: Tensor, sex: Tensor) -> Tensor:
         """(N, 1, [3,] X, Y, Z) and (N,), M 0 and F 1 -> (N,), age in the card's units."""
@@ -479,5 +493,6 @@ def build(config: dict[str, Any]) -> BrainRotViT:
         raise ValueError(f"BrainRotViT has the sizes {', '.join(CONFIGS)}, not '{size}'")
     known = CONFIGS[size]
     parts = {part: known[part] | config.get(part, {}) for part in ("encoder", "regressor")}
-    rest = {name: config.get(name, known[name]) for name in known if name not in parts}
+    rest = {name: value for name, value in (known | config).items()
+            if name not in ("size", *parts)}  # fmt: skip
     return BrainRotViT(**parts, **rest)

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from models.coarse import BALANCE, EVENNESS, POWER, SOLID
 from models.contract import TISSUES, MorphometryContract
 from models.training.closed_form import Method
 from models.training.data import TrainingSet
 from models.training.linear import fit, inputs
 from models.training.recipes import MORPHOMETRY
-
-SOLID = 29000.0
-"""Voxels of 4 mm of grey and white matter, about as many as people have in the template."""
-POWER = 0.5
-EVENNESS = 0.75
-"""At home more is better; at 1, voxels in which the training people hardly differ decide on scans
-of another scanner."""
-BALANCE = (0.5, 1.0, 0.25)
-"""Of ``TISSUES``. White matter most, as in the tissue map: between scanners its border moves less
-than that of the cortex, and strips leave more or less of the fluid."""
 
 
 def method(data: TrainingSet) -> Method:

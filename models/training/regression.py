@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.brainrotvit.dora import adapt, merge
+from models.brainrotvit.network import BrainRotViT
 from models.contract import ModelError, Output
 from models.prediction import SEX_CODES
 from models.registry import network_builder
@@ -240,19 +241,32 @@ def _adapt_encoder(network: nn.Module, options: Options) -> None:
 def settle_level(
     network: nn.Module, training: Sequence[TrainingScan], output: Output, options: Options
 ) -> None:
-    """Take the mean error of the people to train on out of the last layer's bias.
+    """Take the mean error of the people to train on out of the bias of the last layer, or layers.
 
     Dropout, which is at work in training alone, leaves up to three years of it. Stripped tissue
     maps count as much as whole ones, as they do in training.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-    if not layers or layers[-1].out_features != 1 or layers[-1].bias is None:
+    layers = _last_layers(network)
+    if not layers:
         return  # a network that says a distribution, such as SFCN
     shown = [replace(scan, image=image) for scan in training
              for image in (scan.image, scan.stripped) if image is not None]  # fmt: skip
     ages = np.array([scan.age for scan in shown])
     error = ages - predict_ages(network, shown, output, options)
-    layers[-1].bias.add_(float(error.mean()) / output.scale)
+    for layer in layers:
+        layer.bias.add_(float(error.mean()) / output.scale)
+
+
+def _last_layers(network: nn.Module) -> list[nn.Linear]:
+    """Those that say the age: of each regressor one, for the age is their mean."""
+    readers = network.regressors if isinstance(network, BrainRotViT) else [network]
+    found = []
+    for reader in readers:
+        layers = [layer for layer in reader.modules() if isinstance(layer, nn.Linear)]
+        found += [
+            layer for layer in layers[-1:] if layer.out_features == 1 and layer.bias is not None
+        ]
+    return found
 
 
 def _train_epoch(

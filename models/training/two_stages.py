@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.brainrotvit.network import BrainRotViT, PlacedPatches
+from models.brainrotvit.network import BrainRotViT, PlacedPatches, Regressor
+from models.coarse import EVENNESS
 from models.contract import ModelError, Output
 from models.prediction import SEX_CODES
 from models.training.augmentation import view_of
@@ -31,9 +32,8 @@ from models.training.regression import State, descend, learning_rate
 DECADES = 10
 SMALLEST_DEVIATION = 1e-3
 """Of an entry of the feature matrix, beside the mean deviation of all of them."""
-EVENNESS, SMALLEST_SPREAD = 0.75, 0.1
-"""Power of its spread over people by which a voxel of a slice is divided, as in morphometry, and
-what is added to each spread, beside the mean of all of them."""
+SMALLEST_SPREAD = 0.1
+"""Added to the spread of each voxel over people, beside the mean of all of them."""
 
 
 class TwoStages:
@@ -146,8 +146,9 @@ def components(differences: Tensor, count: int) -> Tensor:
         (people, slices, maps, height, width), from the mean.
     """
     single = differences.flatten(0, 1).flatten(1)
-    torch.manual_seed(0)  # of the random projection, in both networks the same
-    axes = torch.pca_lowrank(single, count, center=False, niter=4)[2]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of the random projection, in both networks the same
+        axes = torch.pca_lowrank(single, count, center=False, niter=4)[2]
     axes = axes / (single @ axes).square().mean().sqrt()
     return axes.T.unflatten(1, differences.shape[2:])
 
@@ -174,15 +175,14 @@ def freeze(state: State, training: Sequence[TrainingScan], options: Options) -> 
         ]
         found.append(torch.cat(views))
     features = torch.stack(found)
-    if network.regressor.standardise:
-        everything = features.flatten(0, 1)
-        deviation = everything.std(0)
-        smallest = SMALLEST_DEVIATION * deviation.mean()
-        if not network.regressor.evened:
-            deviation = deviation.mean()
-        for each in (network.regressor, average.regressor):
-            each.mean.copy_(everything.mean(0))
-            each.deviation.copy_(deviation + smallest)
+    everything = features.flatten(0, 1)
+    mean, deviation = everything.mean(0), everything.std(0)
+    smallest = SMALLEST_DEVIATION * deviation.mean()
+    for each in (*network.regressors, *average.regressors):
+        assert isinstance(each, Regressor)
+        if each.standardise:
+            each.mean.copy_(mean)
+            each.deviation.copy_((deviation if each.evened else deviation.mean()) + smallest)
     return features
 
 
@@ -201,15 +201,15 @@ def _regressor_epoch(
     ages = torch.tensor([scan.age for scan in training], device=options.device)
     targets = (ages - output.offset) / output.scale
     network.eval()
-    network.regressor.train()
+    network.regressors.train()
     losses = []
     total = options.epochs - before
     for step, steps, batch in _batches(len(training), epoch - before, total, options, rng):
         rate = _set_rate(state, step, steps, options)
         views = rng.integers(features.shape[1], size=len(batch))
-        found = network.regressor(features[batch, torch.from_numpy(views)], sexes[batch])
-        losses.append(descend(state, loss_of(found, targets[batch], options), step, options)
-                      * len(batch))  # fmt: skip
+        found = network.told(features[batch, torch.from_numpy(views)], sexes[batch])
+        loss = loss_of(found, targets[batch].expand_as(found), options)
+        losses.append(descend(state, loss, step, options) * len(batch))
     return sum(losses) / len(training), rate
 
 

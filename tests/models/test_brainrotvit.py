@@ -45,8 +45,8 @@ def brains():
 def test_base_has_the_published_sizes():
     with torch.device("meta"):
         base = build({"size": "base"})
-        matrix = base.regressor.convs(torch.zeros(1, 1, 160, 768))
-    assert count(base.regressor) == 50_374_296  # 50.37 million
+        matrix = base.regressors[0].convs(torch.zeros(1, 1, 160, 768))
+    assert count(base.regressors[0]) == 50_374_296  # 50.37 million
     assert matrix.shape == (1, 1, 143, 687)
     # ViT-B/16 without its head, as in every library
     assert count(base.encoder) - count(base.encoder.head) == 85_798_656
@@ -123,7 +123,7 @@ def test_features_do_not_depend_on_how_many_slices_are_encoded_at_once(network, 
 def test_sex_enters_the_last_layer_alone(network, brains):
     with torch.inference_mode():
         men, women = network(brains, torch.zeros(2)), network(brains, torch.ones(2))
-    effect = network.regressor.last.weight[0, -1].item()
+    effect = network.regressors[0].last.weight[0, -1].item()
     torch.testing.assert_close(women - men, torch.full((2,), effect))
 
 

@@ -184,7 +184,7 @@ def test_the_published_size_takes_the_published_names():
 
     with torch.device("meta"):
         base = build({"size": "base"}).state_dict()
-    assert base["regressor.dense.0.0.weight"].shape == (512, 143 * 687)
+    assert base["regressors.0.dense.0.0.weight"].shape == (512, 143 * 687)
     small = state_dict(transformers()) | state_dict(regressor())
     deep = {key for key in base if "blocks." not in key or int(key.split(".")[2]) < LAYERS}
     assert small.keys() == deep

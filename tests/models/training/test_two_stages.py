@@ -12,6 +12,7 @@ import torch
 
 from models.brainrotvit.network import build
 from models.contract import TISSUES, ModelError, MorphometryContract
+from models.prediction import SEX_CODES
 from models.registry import load
 from models.training import regression
 from models.training.__main__ import main
@@ -75,7 +76,7 @@ def test_the_encoder_learns_first_and_is_then_frozen(data: TrainingSet, tmp_path
         {key.split(".")[0] for key in one if not torch.equal(one[key], other[key])}
         for one, other in ((first, second), (third, fourth))
     ]
-    assert changed == [{"encoder"}, {"regressor"}]
+    assert changed == [{"encoder"}, {"regressors"}]
     images = torch.stack([s.image.float() for n, s in enumerate(data.scans) if n % 3])[:, None]
     assert first["mean"].shape == (10, 1, 16, 16)
     torch.testing.assert_close(first["mean"], first["mean"].flip(0))  # as views are mirrored
@@ -128,18 +129,41 @@ def test_components_are_those_of_slices() -> None:
                                rtol=0.1, atol=0.01)  # fmt: skip
 
 
+def test_several_regressors_read_one_encoder(data: TrainingSet, tmp_path: Path) -> None:
+    options = replace(OPTIONS, network=OPTIONS.network | {"regressors": 2, "mirror": True})
+    network = train(data, tmp_path / "two", options=options)
+    first, second = network.regressors
+    assert not torch.equal(first.last.weight, second.last.weight)
+    assert torch.equal(first.mean, second.mean) and first.mean.any()
+    training = [scan for number, scan in enumerate(data.scans) if number % 3]
+    found = regression.predict_ages(network, training, output := regression.output_scale(data),
+                                    options)  # fmt: skip
+    image = training[0].image.float()[None, None]
+    with torch.inference_mode():
+        features, sex = network.encode(image), torch.tensor([SEX_CODES[str(training[0].sex)]])
+        each = [one(x, sex) for one in (first, second) for x in (features, features.flip(1))]
+    mean = output.offset + output.scale * float(sum(each)) / 4
+    assert found[0] == pytest.approx(mean, abs=1e-3)
+    # the level is that of the people it was trained on, whatever single regressors say
+    assert found.mean() == pytest.approx(np.mean([scan.age for scan in training]), abs=1e-3)
+
+
+def learn(folder: Path, out: Path, *more: str) -> None:
+    """Train from the command line, as shortly as may be."""
+    regressor = "{slices = 10, hidden = 16, kernels = [[3, 5], [2, 2], [1, 2]], dense = [8]}"
+    arguments = ["brainrotvit", "--data", str(folder), "--out", str(out), "--folds", "2",
+                 "--encoder-epochs", "1", "--epochs", "1", "--slices", "3", "--views", "2",
+                 "--network", f"regressor = {regressor}", *more]  # fmt: skip
+    assert main(arguments) == 0
+
+
 def test_a_brain_of_several_maps_is_learned(make_derivatives: Make, tmp_path: Path) -> None:
     """From the command line to a model whose contract is that of morphometry."""
     ages = [float(age) for age in np.linspace(21, 79, 6)]
     folder, out = make_derivatives("one", ages), tmp_path / "model"
     encoder = "{image_size = [12, 12], patch_size = 6, hidden = 16, heads = 2}"
-    regressor = "{slices = 10, hidden = 16, kernels = [[3, 5], [2, 2], [1, 2]], dense = [8]}"
-    arguments = ["brainrotvit", "--data", str(folder), "--out", str(out), "--folds", "2",
-                 "--encoder-epochs", "2", "--epochs", "2", "--slices", "3", "--views", "2",
-                 "--intensity", "modulated", "--without", "translation", "--network",
-                 "size = 'tissue'", f"encoder = {encoder}",
-                 f"regressor = {regressor}"]  # fmt: skip
-    assert main(arguments) == 0
+    learn(folder, out, "size = 'tissue'", f"encoder = {encoder}", "--intensity", "modulated",
+          "--without", "translation")  # fmt: skip
     model = load("brainrotvit", weights=out)
     scans = load_inputs(model.card, [folder]).scans
     assert model.card.contract == MorphometryContract(
@@ -151,7 +175,7 @@ def test_a_brain_of_several_maps_is_learned(make_derivatives: Make, tmp_path: Pa
     slices = torch.cat([network.slices(s.image[None, None]) for s in scans])
     said = slices.square().mean((0, 1, 3, 4))[:2]
     assert said[0] / said[1] == pytest.approx(0.5, rel=0.5)
-    deviation = network.regressor.deviation
+    deviation = network.regressors[0].deviation
     assert deviation.min() == deviation.max()  # one for all
     both = [model.predict(s.image.numpy(), s.sex).predicted_age for s in (scans[0], scans[-1])]
     assert np.isfinite(both).all() and both[0] != both[1]
@@ -172,15 +196,10 @@ def test_trained_from_the_command_line_and_loaded(
     ages = [float(age) for age in np.linspace(21, 79, 6)]
     folder, out = make_derivatives("one", ages), tmp_path / "model"
     encoder = "{image_size = 32, patch_size = 8, hidden = 16, layers = 1, heads = 2}"
-    regressor = "{slices = 10, hidden = 16, kernels = [[3, 5], [2, 2], [1, 2]], dense = [8, 8]}"
-    arguments = ["brainrotvit", "--data", str(folder), "--out", str(out), "--folds", "2",
-                 "--encoder-epochs", "1", "--epochs", "1", "--slices", "3", "--views", "2",
-                 "--network", f"size = '{size}'", f"encoder = {encoder}",
-                 f"regressor = {regressor}"]  # fmt: skip
-    assert main(arguments) == 0
+    learn(folder, out, f"size = '{size}'", f"encoder = {encoder}")
     model = load("brainrotvit", weights=out)
     assert model.card.contract.needs_sex and model.card.training["encoder"]["epochs"] == 1
     assert model.networks[0].encoder.image_channels == {"small": 1, "base": 3}[size]
-    assert model.networks[0].regressor.standardise is (size == "small")
+    assert model.networks[0].regressors[0].standardise is (size == "small")
     scan = load_training_set([folder], "tissue").scans[0]
     assert np.isfinite(model.predict(scan.image.float().numpy(), scan.sex).predicted_age)
