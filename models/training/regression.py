@@ -198,7 +198,12 @@ def _start(
     options: Options, start: nn.Module | None = None, objective: Objective | None = None
 ) -> State:
     """A network with random weights, or those of ``start``; its average and its heads."""
-    network = network_builder(options.architecture)(options.network)
+    try:
+        network = network_builder(options.architecture)(options.network)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"--network: no {options.architecture} can be built so ({error})."
+        ) from None
     if start is not None:
         network.load_state_dict(start.state_dict())
     if options.dora:

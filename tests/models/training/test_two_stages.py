@@ -148,6 +148,14 @@ def test_several_regressors_read_one_encoder(data: TrainingSet, tmp_path: Path) 
     assert found.mean() == pytest.approx(np.mean([scan.age for scan in training]), abs=1e-3)
 
 
+@pytest.mark.parametrize("wrong", [{"foo": 1}, {"size": "huge"}, {"encoder": {"hidden": -1}}])
+def test_a_network_that_cannot_be_built_is_refused(
+    data: TrainingSet, tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    with pytest.raises(ModelError, match=r"^--network: no brainrotvit can be built so \(.*\)\.$"):
+        train(data, tmp_path / "a", options=replace(OPTIONS, network=OPTIONS.network | wrong))
+
+
 def learn(folder: Path, out: Path, *more: str) -> None:
     """Train from the command line, as shortly as may be."""
     regressor = "{slices = 10, hidden = 16, kernels = [[3, 5], [2, 2], [1, 2]], dense = [8]}"
