@@ -34,7 +34,7 @@ from benchmarks.markdown import put, table  # noqa: E402
 from bidsapp import noise_models  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.errors import UserError  # noqa: E402
-from bidsapp.explain import UNITS, atlas_of, grid_of  # noqa: E402
+from bidsapp.explain import FILLED, UNITS, atlas_of, grid_of  # noqa: E402
 from bidsapp.importance import attention, noise  # noqa: E402
 from bidsapp.importance.brain import Array, Brain, Mask  # noqa: E402
 from bidsapp.importance.gradcam import gradcam, merged, suited  # noqa: E402
@@ -42,17 +42,37 @@ from bidsapp.importance.noise import NoiseModel  # noqa: E402
 from bidsapp.importance.occlusion import as_map, occlusion  # noqa: E402
 from bidsapp.importance.population import Population  # noqa: E402
 from bidsapp.importance.regions import Atlas, region_means  # noqa: E402
+from bidsapp.preprocessing.morphometry import at_4_mm, modulated_tissue  # noqa: E402
 from bidsapp.preprocessing.templates import load_template as standard_template  # noqa: E402
 from bidsapp.reporting.importance_figures import map_figure  # noqa: E402
-from models.contract import InputContract, ModelCard, Uncertainty  # noqa: E402
+from models.contract import (  # noqa: E402
+    TISSUES,
+    Contract,
+    InputContract,
+    ModelCard,
+    MorphometryContract,
+    Uncertainty,
+)
 from models.prediction import BrainAgeModel  # noqa: E402
 from models.simulation.brain import Ageing  # noqa: E402
 from models.simulation.dataset import load_template  # noqa: E402
-from models.simulation.planted import OLDEST, YOUNGEST, people, plant  # noqa: E402
-from models.training import linear  # noqa: E402
+from models.simulation.planted import (  # noqa: E402
+    OLDEST,
+    YOUNGEST,
+    Planted,
+    people,
+    plant,
+    segmented_people,
+)
+from models.training import linear, morphometry  # noqa: E402
 from models.training.data import TrainingScan, TrainingSet  # noqa: E402
-from models.training.options import AugmentationOptions, Options  # noqa: E402
+from models.training.options import (  # noqa: E402
+    AugmentationOptions,
+    EncoderOptions,
+    Options,
+)
 from models.training.regression import output_scale, predict_ages, train_fold  # noqa: E402
+from models.training.two_stages import TwoStages  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "importance.md"
 TEMPLATE = "MNI152NLin2009aSym"
@@ -98,7 +118,15 @@ WSSA = Options(
     augmentation=AugmentationOptions.none(), seed=SEED,
 )  # fmt: skip
 """As it is shipped, but narrower and less smoothed."""
-NETWORKS = ("wssa", "linear")
+BRAINROTVIT = Options(
+    architecture="brainrotvit", epochs=60, batch_size=4, learning_rate=1e-3, evaluate_every=10,
+    network={"size": "tissue"}, encoder=EncoderOptions(20, 1e-4, 12, 6), needs_sex=True,
+    augmentation=AugmentationOptions.none(), seed=SEED,
+)  # fmt: skip
+"""As it is shipped."""
+OF_TISSUE = ("brainrotvit", "morphometry")
+"""See modulated maps of tissue; the others intensities."""
+NETWORKS = ("wssa", "linear", *OF_TISSUE)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -153,21 +181,54 @@ def cohort(name: str, work: Path) -> Mapping[str, Any]:
     """Images (people, X, Y, Z), ages in years, and the size of the effect (X, Y, Z)."""
     path = work / f"cohort_{name}.npz"
     if not path.exists():
-        place, template, atlas = PLACES[name], load_template(), the_atlas()
-        within = None
-        if place.oldest.ventricles == 1:
-            x, y, z = template.t1.shape
-            within = np.isin(atlas.on((x, y, z), template.affine), indices(place.regions, atlas))
-            within = within.astype(np.float32)
-        aged = plant(template, place.oldest, SHAPE, np.array(AFFINE), within)
-        first, white = aged.stages[0], np.median(template.t1[template.white > 0.9])
-        stages = first + place.gain * (aged.stages - first)
-        stages = np.maximum(stages, np.minimum(aged.stages, FLUID * white))  # no holes
-        ages = np.random.default_rng(SEED).uniform(YOUNGEST, OLDEST, LEARNING + UNSEEN)
-        images = people(replace(aged, stages=stages), list(ages), SEED)
+        aged, white = average_brain(name), white_matter()
+        ages = ages_of_people()
+        images = people(aged, list(ages), SEED)
         np.savez(path, images=np.stack([image.astype(np.float16) for image in images]),
-                 ages=ages, effect=np.ptp(stages, axis=0) / white)  # fmt: skip
+                 ages=ages, effect=np.ptp(aged.stages, axis=0) / white)  # fmt: skip
     return dict(np.load(path))
+
+
+def warped_cohort(name: str, work: Path) -> Mapping[str, Any]:
+    """Modulated maps (people, 3, X, Y, Z) at 4 mm of the same people, and the rest as above."""
+    path = work / f"cohort_{name}_warped.npz"
+    if not path.exists():
+        aged, ages = average_brain(name), ages_of_people()
+        maps = []
+        for number, shares in enumerate(segmented_people(aged, list(ages), SEED)):
+            maps.append(at_4_mm(modulated_tissue(shares, aged.shares[0], SEED)[0]))
+            said(number + 1, len(ages), "people warped")
+        changed = at_4_mm(np.ptp(aged.shares, axis=0)).max(0)
+        np.savez(path, images=np.stack(maps), ages=ages, effect=changed)
+    return dict(np.load(path))
+
+
+def average_brain(name: str) -> Planted:
+    """The average brain with age at one place, as strong as is asked for there."""
+    place, template, atlas = PLACES[name], load_template(), the_atlas()
+    within = None
+    if place.oldest.ventricles == 1:
+        x, y, z = template.t1.shape
+        within = np.isin(atlas.on((x, y, z), template.affine), indices(place.regions, atlas))
+        within = within.astype(np.float32)
+    aged = plant(template, place.oldest, SHAPE, np.array(AFFINE), within)
+    first = aged.stages[0]
+    stages = first + place.gain * (aged.stages - first)
+    # no holes
+    stages = np.maximum(stages, np.minimum(aged.stages, FLUID * white_matter()))
+    shares = aged.shares[0] + place.gain * (aged.shares - aged.shares[0])
+    return replace(aged, stages=stages, shares=np.clip(shares, 0, 1))
+
+
+def white_matter() -> float:
+    """Its intensity in the template."""
+    template = load_template()
+    return float(np.median(template.t1[template.white > 0.9]))
+
+
+def ages_of_people() -> NDArray[np.float64]:
+    """Years, of those to learn from and of the others."""
+    return np.random.default_rng(SEED).uniform(YOUNGEST, OLDEST, LEARNING + UNSEEN)
 
 
 def indices(names: Sequence[str], atlas: Atlas) -> list[int]:
@@ -177,52 +238,67 @@ def indices(names: Sequence[str], atlas: Atlas) -> list[int]:
 
 def planted(name: str, network: str, work: Path) -> dict[str, Any]:
     """Train on a cohort, map the people it has not seen, and compare with what was planted."""
-    found = cohort(name, work)
-    images = found["images"]
+    of_tissue = network in OF_TISSUE
+    found = warped_cohort(name, work) if of_tissue else cohort(name, work)
+    ages, images = found["ages"], found["images"]
+    sexes = "FM" * len(ages) if of_tissue else [None] * len(ages)
     scans = tuple(
-        TrainingScan(f"{n:03d}", name, f"{n:03d}", float(age), None, "", torch.from_numpy(image))
-        for n, (age, image) in enumerate(zip(found["ages"], images))
+        TrainingScan(f"{n:03d}", name, f"{n:03d}", float(age), sex, "", torch.from_numpy(image))
+        for n, (age, sex, image) in enumerate(zip(ages, sexes, images))
     )
-    data = TrainingSet(scans, TEMPLATE, AFFINE)
-    seen, unseen = data.pooled(2), np.arange(len(scans)) >= LEARNING
+    unseen = np.arange(len(scans)) >= LEARNING
+    data = TrainingSet(scans, TEMPLATE, AFFINE).pooled(2)
+    trained = learnt(network, data, unseen, f"{name}_{network}", work)
+    others = [scan for scan, out in zip(data.scans, unseen) if out]
     output = output_scale(data)
-    if network == "linear":
-        learnt = [scan for scan, out in zip(seen.scans, unseen) if not out]
-        targets = (data.ages[~unseen] - output.offset) / output.scale
-        trained: torch.nn.Module = linear.fit(learnt, targets)[0]
-    else:
-        trained = train_fold(seen, unseen, f"{name}_{network}", WSSA, work)
-    trained.requires_grad_(False)
-    ages = found["ages"][unseen]
-    predicted = predict_ages(trained, [s for s, out in zip(seen.scans, unseen) if out], output,
-                             WSSA)  # fmt: skip
-    contract = InputContract(TEMPLATE, 12, SHAPE, AFFINE, True, True, "tissue",
-                             (YOUNGEST, OLDEST))  # fmt: skip
+    options = BRAINROTVIT if network == "brainrotvit" else WSSA
+    predicted = predict_ages(trained, others, output, options)
+    contract: Contract = InputContract(TEMPLATE, 12, SHAPE, AFFINE, True, True, "tissue",
+                                       (YOUNGEST, OLDEST))  # fmt: skip
+    if of_tissue:
+        _, x, y, z = images[0].shape
+        contract = MorphometryContract(TEMPLATE, TISSUES, (x, y, z), (YOUNGEST, OLDEST),
+                                       options.needs_sex)  # fmt: skip
     card = ModelCard(network, network, "0", "Planted.", "CC0-1.0", "None.", contract,
                      Uncertainty(5.0, (-8, 8)), output, weights_sha256="0" * 64)  # fmt: skip
     model = BrainAgeModel(card, [trained])
-    brains = [Brain(i.astype(np.float32), inside > 0)
-              for i, inside in zip(images[unseen], found["images"][unseen])]  # fmt: skip
+    least = FILLED if of_tissue else 0
+    brains = [
+        Brain(image.astype(np.float32), image.reshape(-1, *image.shape[-3:]).sum(0) > least, sex)
+        for image, sex, out in zip(images, sexes, unseen) if out
+    ]  # fmt: skip
     maps = population_maps(model, brains, work / f"{name}_{network}.safetensors")
     mask = np.mean([brain.mask for brain in brains], axis=0) >= 0.5
-    atlas = the_atlas()
-    truth = {"region": np.isin(atlas.on(SHAPE, np.array(AFFINE)),
-                               indices(PLACES[name].regions, atlas)),
+    atlas, (shape, affine) = the_atlas(), grid_of(card, np.array(AFFINE))
+    truth = {"region": np.isin(atlas.on(shape, affine), indices(PLACES[name].regions, atlas)),
              "effect": found["effect"] > AGED}  # fmt: skip
     for method, values in maps.items():
-        draw(
-            values,
-            np.array(AFFINE),
-            UNITS.get(method, ""),
-            work / f"{name}_{network}_{method}.png",
-        )
+        picture = work / f"{name}_{network}_{method}.png"
+        draw(values, affine, UNITS.get(method, ""), picture)
     return {
-        "mae": float(np.abs(predicted - ages).mean()),
-        "r": float(np.corrcoef(predicted, ages)[0, 1]),
-        "baseline": float(np.abs(ages - ages.mean()).mean()),
-        "maps": {method: scores(values, mask, truth, PLACES[name].regions, atlas)
+        "mae": float(np.abs(predicted - ages[unseen]).mean()),
+        "r": float(np.corrcoef(predicted, ages[unseen])[0, 1]),
+        "baseline": float(np.abs(ages[unseen] - ages[unseen].mean()).mean()),
+        "maps": {method: scores(values, mask, truth, PLACES[name].regions, atlas, affine)
                  for method, values in maps.items()},
     }  # fmt: skip
+
+
+def learnt(
+    network: str, data: TrainingSet, unseen: NDArray[np.bool_], name: str, work: Path
+) -> torch.nn.Module:
+    """A network that has learned from those who are not unseen."""
+    if network in ("linear", "morphometry"):
+        learning = [scan for scan, out in zip(data.scans, unseen) if not out]
+        output = output_scale(data)
+        targets = (data.ages[~unseen] - output.offset) / output.scale
+        fit = linear.fit if network == "linear" else morphometry.method(data).fit
+        return fit(learning, targets)[0].requires_grad_(False)
+    if network == "wssa":
+        return train_fold(data, unseen, name, WSSA, work).requires_grad_(False)
+    stages = TwoStages()
+    trained = train_fold(data, unseen, name, BRAINROTVIT, work, train_epoch=stages)
+    return trained.requires_grad_(False)
 
 
 def population_maps(model: BrainAgeModel, brains: Sequence[Brain], path: Path) -> dict[str, Array]:
@@ -230,7 +306,7 @@ def population_maps(model: BrainAgeModel, brains: Sequence[Brain], path: Path) -
     if not path.exists():
         path.write_bytes(noise.fit(model, brains, FIT, progress=said).to_bytes())
     fitted = NoiseModel.from_bytes(path.read_bytes())
-    labels = the_atlas().on(SHAPE, np.array(AFFINE))
+    labels = the_atlas().on(*grid_of(model.card, np.array(AFFINE)))
     maps = {
         "noise": np.mean([fitted.importance(brain) for brain in brains], axis=0),
         "occlusion": np.mean([as_map(occlusion(model, brain, labels), labels, brain.mask)
@@ -238,6 +314,10 @@ def population_maps(model: BrainAgeModel, brains: Sequence[Brain], path: Path) -
     }  # fmt: skip
     if suited(model):
         maps["gradcam"] = np.mean([merged(gradcam(model, brain)) for brain in brains], axis=0)
+    if attention.suited(model):
+        maps["attention"] = np.mean(
+            [attention.attention(model, brain) for brain in brains], axis=0
+        )
     return maps
 
 
@@ -248,7 +328,12 @@ def said(done: int, total: int, words: str) -> None:
 
 
 def scores(
-    values: Array, mask: Mask, truth: Mapping[str, Mask], planted: Sequence[str], atlas: Atlas
+    values: Array,
+    mask: Mask,
+    truth: Mapping[str, Mask],
+    planted: Sequence[str],
+    atlas: Atlas,
+    affine: NDArray[np.float64],
 ) -> dict[str, Any]:
     """How well a map finds a place: average precision over chance, and ranks of the regions."""
     size = np.abs(values)[mask]
@@ -256,13 +341,14 @@ def scores(
     for name, place in truth.items():
         chance = float(place[mask].mean())
         found[name] = float(average_precision_score(place[mask], size)) / chance
-    ranked = ranks(np.abs(values), mask, atlas)
+    ranked = ranks(np.abs(values), mask, atlas, affine)
     return found | {"ranks": [ranked.index(region) + 1 for region in planted], "top": ranked[:5]}
 
 
-def ranks(values: Array, mask: Mask, atlas: Atlas) -> list[str]:
+def ranks(values: Array, mask: Mask, atlas: Atlas, affine: NDArray[np.float64]) -> list[str]:
     """Names of the regions, both sides as one, the highest mean first."""
-    labels = atlas.on(SHAPE, np.array(AFFINE))
+    x, y, z = values.shape
+    labels = atlas.on((x, y, z), affine)
     means: dict[str, float] = {}
     for name in dict.fromkeys(region.name for region in atlas.regions):
         inside = np.isin(labels, indices([name], atlas)) & mask

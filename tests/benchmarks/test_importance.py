@@ -11,6 +11,7 @@ import pytest
 from benchmarks import importance
 from bidsapp.importance.regions import Atlas, Region
 
+AFFINE = np.array(importance.AFFINE)
 PLANTED = (slice(10, 14), slice(10, 14), slice(10, 14))
 
 
@@ -29,10 +30,10 @@ def test_a_map_of_the_truth_scores_highest_and_one_of_another_place_low(atlas: A
     place = np.zeros(importance.SHAPE, bool)
     place[PLANTED] = True
     truth = {"region": place, "effect": place}
-    found = importance.scores(-1.0 * place, mask, truth, ["Here"], atlas)
+    found = importance.scores(-1.0 * place, mask, truth, ["Here"], atlas, AFFINE)
     assert found["region"] == pytest.approx(40**3 / 4**3) and found["ranks"] == [1]
     elsewhere = (atlas.labels == 3).astype(np.float32)
-    found = importance.scores(elsewhere, mask, truth, ["Here"], atlas)
+    found = importance.scores(elsewhere, mask, truth, ["Here"], atlas, AFFINE)
     assert found["effect"] < 1.1 and found["ranks"] == [2] and found["top"][0] == "There"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from models.simulation.brain import Ageing, Template
+from models.simulation.brain import Ageing, Appearance, Template
 from models.simulation.planted import (
     OLDEST,
     STAGES,
@@ -14,6 +14,7 @@ from models.simulation.planted import (
     Planted,
     people,
     plant,
+    segmented_people,
 )
 
 GRID = (28, 32, 28)
@@ -77,6 +78,26 @@ def test_people_differ_everywhere_and_by_age_at_the_place(planted: Planted) -> N
     assert np.abs(young - old)[(young > 0) & (old > 0)].mean() > 0.01
     (again,) = people(planted, [YOUNGEST], seed=1)
     np.testing.assert_array_equal(young, again)
+
+
+def test_tissue_of_the_same_people_changes_at_the_place_alone(planted: Planted) -> None:
+    first, last = planted.shares[0], planted.shares[-1]
+    gray, white, fluid = last - first
+    changed = planted.effect > 0.05
+    assert gray[changed].sum() < -10
+    assert fluid[changed].sum() == pytest.approx(-gray[changed].sum(), rel=0.05)
+    assert np.abs(white).max() < 0.05 and np.abs(gray[~changed]).max() < 0.3
+    ages = [YOUNGEST, OLDEST]
+    still = Appearance(warp=0.5, noise=0)
+    found = list(segmented_people(planted, ages, seed=1, appearance=still))
+    assert found[0].shape == (3, *GRID)
+    for shares, image in zip(found, people(planted, ages, seed=1), strict=True):
+        inside = ndimage.binary_erosion(image > 0, iterations=3)
+        np.testing.assert_allclose(shares.sum(0)[inside], 1, atol=0.05)
+        white, fluid = (image[inside & (each > 0.9)] for each in shares[1:])
+        assert white.mean() > 2 * fluid.mean()  # where the image has it
+    (noisy,) = segmented_people(planted, ages[:1], seed=1)
+    assert 0.001 < np.abs(noisy - found[0]).mean() < 0.02 and noisy.max() <= 1
 
 
 def test_other_ages_are_refused(planted: Planted) -> None:
