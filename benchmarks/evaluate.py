@@ -58,7 +58,7 @@ UNKNOWN = "n/a"
 ACCURACY_AIMS = {"wssa": (5.5, 0.90), "brainrotvit": (5.5, 0.90), "ensemble": (4.8, 0.93)}
 AWAY_AIM, RETEST_AIM = 6.5, 1.0
 DICE_AIMS = {"brain_mask": 0.97, "LV": 0.90, "WM": 0.90}
-OUT_OF_FOLD, UNSEEN = "out of fold", "unseen"
+OUT_OF_FOLD, UNSEEN = unseen_ages.OUT_OF_FOLD, "unseen"
 AGE_WIDTH = 5
 """Years within which errors at home count as those of one age."""
 
@@ -182,14 +182,14 @@ def name_and_folder(item: str) -> tuple[str, Path]:
 def ages(results: list[Results], told: pd.DataFrame) -> pd.DataFrame:
     """True and predicted ages: out of fold where a model has seen the data set."""
     names = {each.dataset: each.name for each in results}
-    told = told[told["kind"] == unseen_ages.OUT_OF_FOLD]
+    told = told[told["kind"] == OUT_OF_FOLD]
     seen = {
         name: set(models.card(name).training.get("datasets", ())) for name in models.embedded()
     }
     frames = []
     for model, frame in told.groupby("model"):
         seen[str(model)] = seen.get(str(model), set()) | set(frame["dataset"])
-        frames.append(frame.replace({"dataset": names}).assign(kind=OUT_OF_FOLD))
+        frames.append(frame.replace({"dataset": names}))
     frames += ensemble_of(frames, OUT_OF_FOLD)
     rows = [
         {"dataset": each.name, "participant_id": record["participant_id"], "age": record["age"],

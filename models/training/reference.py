@@ -10,8 +10,8 @@ import numpy as np
 from models import registry
 from models.contract import InputContract, ModelError
 from models.prediction import BrainAgeModel
-from models.reference import features_of, fit
-from models.training.data import load_training_set
+from models.reference import Features, Reference, features_of, fit
+from models.training.data import TrainingScan, load_training_set
 
 
 def write(name: str, roots: Sequence[Path], weights: Path | None = None) -> Path:
@@ -35,19 +35,37 @@ def write(name: str, roots: Sequence[Path], weights: Path | None = None) -> Path
     if not isinstance(model.card.contract, InputContract):
         raise ModelError(f"The model '{name}' takes no images.")
     scans = load_training_set(roots, model.card.contract.intensity).scans
-    found = [_features(model, scan.image.float().numpy()) for scan in scans]
-    # in no order: neighbours of a data set must not fall into one fold
-    order = np.random.default_rng(1).permutation(len(found))
-    try:
-        reference = fit(np.stack(found)[order])
-    except ValueError as error:
-        raise ModelError(str(error)) from error
+    reference = fitted(model, scans)
     folder = weights or registry.FOLDER / name
     return registry.save_reference(folder, reference, model.card.weights_sha256)
 
 
-def _features(model: BrainAgeModel, image: np.ndarray) -> np.ndarray:
-    found = features_of(model.networks, model.tensor(image))
+def fitted(model: BrainAgeModel, scans: Sequence[TrainingScan]) -> Reference:
+    """The reference of a model to these scans.
+
+    Raises
+    ------
+    ModelError
+        Where the model has no feature maps, or there are too few scans.
+    """
+    found = [features(model, scan) for scan in scans]
+    # in no order: neighbours of a data set must not fall into one fold
+    order = np.random.default_rng(1).permutation(len(found))
+    try:
+        return fit(np.stack(found)[order])
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+
+
+def features(model: BrainAgeModel, scan: TrainingScan) -> Features:
+    """What the networks of a model make of a scan, (F,).
+
+    Raises
+    ------
+    ModelError
+        Where they have no feature maps.
+    """
+    found = features_of(model.networks, model.tensor(scan.image.float().numpy()))
     if found is None:
         raise ModelError(f"The networks of the model '{model.card.name}' have no feature maps.")
     return found
