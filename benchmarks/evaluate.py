@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,87 +31,38 @@ sys.path.insert(0, str(REPOSITORY))
 import models  # noqa: E402
 from benchmarks import ages as unseen_ages  # noqa: E402
 from benchmarks.markdown import table  # noqa: E402
+from benchmarks.results import (  # noqa: E402
+    OUT_OF_FOLD,
+    UNKNOWN,
+    UNSEEN,
+    Results,
+    carried_over,
+    of_alone,
+    predicted_ages,
+)
 from benchmarks.retest import CHANGES, moves_of  # noqa: E402
 from bidsapp import group  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
-from bidsapp.errors import UserError  # noqa: E402
 from bidsapp.preprocessing.quality import LIMITS  # noqa: E402
-from bidsapp.reporting.methods import stem_of  # noqa: E402
 from bidsapp.settings import Settings  # noqa: E402
-from bidsapp.study import load_study  # noqa: E402
 from models import registry  # noqa: E402
-from models.ensemble import voters, weights_of  # noqa: E402
+from models.ensemble import voters  # noqa: E402
 from models.segmentation.labels import (  # noqa: E402
     LABELS,
     OUTER_CSF,
     STRUCTURES,
     structures_from_muse,
 )
-from models.training.data import dataset_name  # noqa: E402
 from models.training.evaluation import accuracy  # noqa: E402
 
 FEWEST = 3
 """Scans below which only the errors themselves are shown."""
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
-UNKNOWN = "n/a"
 ACCURACY_AIMS = {"wssa": (5.5, 0.90), "brainrotvit": (5.5, 0.90), "ensemble": (4.8, 0.93)}
 AWAY_AIM, RETEST_AIM = 6.5, 1.0
 DICE_AIMS = {"brain_mask": 0.97, "LV": 0.90, "WM": 0.90}
-OUT_OF_FOLD, UNSEEN = unseen_ages.OUT_OF_FOLD, "unseen"
 AGE_WIDTH = 5
 """Years within which errors at home count as those of one age."""
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a finished output folder holds."""
-
-    name: str
-    folder: Path
-    records: list[dict[str, Any]]
-
-    @property
-    def dataset(self) -> str:
-        """The name by which training knows the data set."""
-        return dataset_name(self.folder)
-
-    def settings(self) -> Settings | None:
-        """Settings of the newest run."""
-        path = self._newest_settings
-        return Settings.from_toml(path.read_text(encoding="utf-8")) if path else None
-
-    @property
-    def side_by_side(self) -> str:
-        """How many scans the newest run had side by side: by its log, else as was asked for."""
-        log = self._newest_settings and self._newest_settings.with_name("log.txt")
-        text = log.read_text(encoding="utf-8") if log and log.is_file() else ""
-        found = re.search(r"Scans side by side: (\d+)", text)
-        settings = self.settings()
-        return found[1] if found else str((settings and settings.nprocs) or UNKNOWN)
-
-    @property
-    def _newest_settings(self) -> Path | None:
-        return max(self.folder.glob("logs/*/settings.toml"), default=None)
-
-    def scans(self) -> set[str]:
-        """Stems of all T1w scans of the data set, so far as it is still there, or was tried."""
-        tried = {path.name.removeprefix("crash-").removesuffix(".txt")
-                 for path in self.folder.glob("logs/*/crash-*.txt")}  # fmt: skip
-        tried |= self.complete()
-        settings = self.settings()
-        if settings is None:
-            return tried
-        everybody = replace(
-            settings, participant_label=(), session_label=(), bids_filter_file=None
-        )
-        try:
-            return tried | {scan.stem for scan in load_study(everybody).scans}
-        except UserError:
-            return tried
-
-    def complete(self) -> set[str]:
-        """Stems of the scans that have a record."""
-        return {stem_of(record) for record in self.records}
 
 
 @dataclass(frozen=True)
@@ -169,7 +119,7 @@ def gather(options: argparse.Namespace) -> Material:
     command += [f"--out {each.name}=results/{each.name}" for each in results]
     command += [f"--muse {name}=maps/{name}" for name in muse]
     told = unseen_ages.read(options.ages)
-    found = pd.concat([ages(results, told), *carried_over(results, told)])
+    found = pd.concat([predicted_ages(results, told), *carried_over(results, told)])
     return Material(results, found, of_alone(told), muse, scanned_again(told), " ".join(command))
 
 
@@ -177,81 +127,6 @@ def name_and_folder(item: str) -> tuple[str, Path]:
     """Split NAME=DIR."""
     name, _, folder = item.partition("=")
     return name, Path(folder)
-
-
-def ages(results: list[Results], told: pd.DataFrame) -> pd.DataFrame:
-    """True and predicted ages: out of fold where a model has seen the data set."""
-    names = {each.dataset: each.name for each in results}
-    told = told[told["kind"] == OUT_OF_FOLD]
-    seen = {
-        name: set(models.card(name).training.get("datasets", ())) for name in models.embedded()
-    }
-    frames = []
-    for model, frame in told.groupby("model"):
-        seen[str(model)] = seen.get(str(model), set()) | set(frame["dataset"])
-        frames.append(frame.replace({"dataset": names}))
-    frames += ensemble_of(frames, OUT_OF_FOLD)
-    rows = [
-        {"dataset": each.name, "participant_id": record["participant_id"], "age": record["age"],
-         "model": model, "predicted_age": found["predicted_age"], "kind": UNSEEN}
-        for each in results
-        for record in each.records
-        for model, found in record["predictions"].items()
-        if not _has_seen(model, each.dataset, seen)
-        and not (model == "ensemble" and len(record["predictions"]) == 2)
-    ]  # fmt: skip
-    columns = ["dataset", "participant_id", "age", "model", "predicted_age", "kind"]
-    frames.append(pd.DataFrame(rows, columns=columns))
-    found = pd.concat(frames, ignore_index=True)[columns].dropna()
-    return found.astype({"age": float, "predicted_age": float})
-
-
-def ensemble_of(frames: list[pd.DataFrame], kind: str) -> list[pd.DataFrame]:
-    """The predictions of those models that vote, averaged as ``models.ensemble`` does it."""
-    names = voters({name: models.card(name) for name in models.embedded()})
-    deviations = [models.card(name).uncertainty.standard_deviation for name in names]
-    weights = dict(zip(names, weights_of(deviations)))
-    frames = [frame for frame in frames if frame["model"].isin(weights).all()]
-    if len(frames) < 2:
-        return []
-    everything = pd.concat(frames)
-    everything["weight"] = everything["model"].map(weights)
-    everything["weighted"] = everything["weight"] * everything["predicted_age"]
-    people = everything.groupby(["dataset", "participant_id", "age"], sort=False)
-    members = everything["model"].nunique()
-    sums = people[["weight", "weighted"]].sum()[people.size() == members].reset_index()
-    return [sums.assign(predicted_age=sums["weighted"] / sums["weight"], model="ensemble",
-                        kind=kind)]  # fmt: skip
-
-
-def carried_over(results: list[Results], told: pd.DataFrame) -> list[pd.DataFrame]:
-    """Predictions of models of one or several data sets for people of the others."""
-    names = {each.dataset: each.name for each in results}
-    rows = told[(told["kind"] == unseen_ages.UNSEEN) & told["dataset"].isin(names)]
-    rows = rows.replace({"dataset": names}).assign(kind=alone_kind(rows))
-    frames = [frame for _, frame in rows.groupby("model")]
-    return frames + (ensemble_of(frames, *kinds) if len(kinds := {*rows["kind"]}) == 1 else [])
-
-
-def of_alone(told: pd.DataFrame) -> pd.DataFrame:
-    """Predictions out of fold of models of one or several data sets, by model and kind."""
-    rows = told[told["kind"] == unseen_ages.ALONE]
-    rows = rows.assign(kind=alone_kind(rows))
-    frames = [frame for _, frame in rows.groupby("model")]
-    frames += ensemble_of(frames, *kinds) if len(kinds := {*rows["kind"]}) == 1 else []
-    return pd.concat([rows[:0], *frames], ignore_index=True)
-
-
-def alone_kind(rows: pd.DataFrame) -> pd.Series:
-    """What to call predictions of models that have seen fewer data sets."""
-    return UNSEEN + "; trained on " + rows["trained_on"].astype(str) + " alone"
-
-
-def _has_seen(model: str, dataset: str, seen: Mapping[str, set[str]]) -> bool:
-    """Whether a model, or any member of the ensemble, was trained on a data set."""
-    if model == "ensemble":
-        return any(dataset in each for each in seen.values())
-    return dataset in seen.get(model, ())
 
 
 # --- the tables: each returns what to know before reading it, and the table ---
