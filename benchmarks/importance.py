@@ -81,8 +81,8 @@ AFFINE = ((2.0, 0, 0, -90.0), (0, 2.0, 0, -126.0), (0, 0, 2.0, -72.0), (0, 0, 0,
 LEARNING, UNSEEN, OCCLUDED, SEED = 64, 12, 3, 1
 """People that a network learns from; others, whose maps are made; those of them for occlusion."""
 AGED = 0.05
-"""Of white matter's intensity: by how much a voxel changes from the youngest to the oldest to
-count as one of the effect."""
+"""Of white matter's intensity, or of a voxel: by how much a voxel changes from the youngest to the
+oldest to count as one of the effect."""
 FLUID = 0.2
 """Of white matter's intensity: no voxel gets darker than this by a multiplied change."""
 FIT = noise.Options(steps=100, batch=2, channels=(8, 16, 32))
@@ -190,17 +190,22 @@ def cohort(name: str, work: Path) -> Mapping[str, Any]:
 
 
 def warped_cohort(name: str, work: Path) -> Mapping[str, Any]:
-    """Modulated maps (people, 3, X, Y, Z) at 4 mm of the same people, and the rest as above."""
+    """Modulated maps (people, 3, X, Y, Z) at 4 mm of the same people, and the rest as above.
+
+    The effect is how much more or less of any tissue there is in a voxel.
+    """
     path = work / f"cohort_{name}_warped.npz"
     if not path.exists():
         aged, ages = average_brain(name), ages_of_people()
-        maps = []
-        for number, shares in enumerate(segmented_people(aged, list(ages), SEED)):
-            maps.append(at_4_mm(modulated_tissue(shares, aged.shares[0], SEED)[0]))
-            said(number + 1, len(ages), "people warped")
-        changed = at_4_mm(np.ptp(aged.shares, axis=0)).max(0)
-        np.savez(path, images=np.stack(maps), ages=ages, effect=changed)
+        maps = [warped(shares, aged) for shares in segmented_people(aged, list(ages), SEED)]
+        change = np.abs(warped(aged.shares[-1], aged) - warped(aged.shares[0], aged))
+        np.savez(path, images=np.stack(maps), ages=ages, effect=change.max(0))
     return dict(np.load(path))
+
+
+def warped(shares: Array, aged: Planted) -> Array:
+    """Modulated maps at 4 mm, (3, X, Y, Z), of a brain warped to the youngest average brain."""
+    return at_4_mm(modulated_tissue(shares, aged.shares[0], SEED)[0])
 
 
 def average_brain(name: str) -> Planted:
