@@ -248,9 +248,10 @@ def planted(name: str, network: str, work: Path) -> dict[str, Any]:
     ages, images = found["ages"], found["images"]
     sexes = "FM" * len(ages) if of_tissue else [None] * len(ages)
     scans = tuple(
-        TrainingScan(f"{n:03d}", name, f"{n:03d}", float(age), sex, "", torch.from_numpy(image))
-        for n, (age, sex, image) in enumerate(zip(ages, sexes, images))
-    )
+        TrainingScan(f"{n:03d}", name, f"{n:03d}", float(age), sex, "", image,
+                     image if of_tissue else None)
+        for n, (age, sex, image) in enumerate(zip(ages, sexes, map(torch.from_numpy, images)))
+    )  # fmt: skip
     unseen = np.arange(len(scans)) >= LEARNING
     data = TrainingSet(scans, TEMPLATE, AFFINE).pooled(2)
     trained = learnt(network, data, unseen, f"{name}_{network}", work)

@@ -362,8 +362,9 @@ def regression_options(chosen: argparse.Namespace, parent: BrainAgeModel | None 
         first = EncoderOptions(epochs, chosen.encoder_learning_rate, chosen.slices, chosen.views)
         options = replace(options, encoder=first, epochs=epochs + options.epochs)
     from models.intensity import TISSUE_MAP
+    from models.training.data import MODULATED
 
-    unused = OF_INTENSITIES if options.intensity == TISSUE_MAP else ()
+    unused = OF_INTENSITIES if options.intensity in (TISSUE_MAP, MODULATED) else ()
     return replace(options, augmentation=options.augmentation.without(*without, *unused))
 
 

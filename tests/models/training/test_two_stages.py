@@ -177,6 +177,7 @@ def test_a_brain_of_several_maps_is_learned(make_derivatives: Make, tmp_path: Pa
     assert model.card.contract == MorphometryContract(
         "MNI152NLin2009aSym", TISSUES, tuple(scans[0].image.shape[1:]), (21, 79), True
     )
+    assert model.card.training["augmentation"] == ["flip", "affine", "erosion"]
     network = model.networks[0]
     assert network.mean.shape == (10, 3, 12, 12) and network.mean.any()
     # before evenness, each tissue has its share of the variance
