@@ -34,7 +34,7 @@ from benchmarks.markdown import put, table  # noqa: E402
 from bidsapp import noise_models  # noqa: E402
 from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.errors import UserError  # noqa: E402
-from bidsapp.explain import FILLED, UNITS, atlas_of, grid_of  # noqa: E402
+from bidsapp.explain import FILLED, UNITS, atlas_of, average_brain, grid_of  # noqa: E402
 from bidsapp.importance import attention, noise  # noqa: E402
 from bidsapp.importance.brain import Array, Brain, Mask  # noqa: E402
 from bidsapp.importance.gradcam import gradcam, merged, suited  # noqa: E402
@@ -181,7 +181,7 @@ def cohort(name: str, work: Path) -> Mapping[str, Any]:
     """Images (people, X, Y, Z), ages in years, and the size of the effect (X, Y, Z)."""
     path = work / f"cohort_{name}.npz"
     if not path.exists():
-        aged, white = average_brain(name), white_matter()
+        aged, white = ageing_brain(name), white_matter()
         ages = ages_of_people()
         images = people(aged, list(ages), SEED)
         np.savez(path, images=np.stack([image.astype(np.float16) for image in images]),
@@ -192,14 +192,16 @@ def cohort(name: str, work: Path) -> Mapping[str, Any]:
 def warped_cohort(name: str, work: Path) -> Mapping[str, Any]:
     """Modulated maps (people, 3, X, Y, Z) at 4 mm of the same people, and the rest as above.
 
-    The effect is how much more or less of any tissue there is in a voxel.
+    The effect is how much more or less of any tissue there is in a voxel. Beside it the maps of
+    the youngest average brain, (3, X, Y, Z), which is the template.
     """
     path = work / f"cohort_{name}_warped.npz"
     if not path.exists():
-        aged, ages = average_brain(name), ages_of_people()
+        aged, ages = ageing_brain(name), ages_of_people()
         maps = [warped(shares, aged) for shares in segmented_people(aged, list(ages), SEED)]
-        change = np.abs(warped(aged.shares[-1], aged) - warped(aged.shares[0], aged))
-        np.savez(path, images=np.stack(maps), ages=ages, effect=change.max(0))
+        youngest = warped(aged.shares[0], aged)
+        change = np.abs(warped(aged.shares[-1], aged) - youngest)
+        np.savez(path, images=np.stack(maps), ages=ages, effect=change.max(0), average=youngest)
     return dict(np.load(path))
 
 
@@ -208,7 +210,7 @@ def warped(shares: Array, aged: Planted) -> Array:
     return at_4_mm(modulated_tissue(shares, aged.shares[0], SEED)[0])
 
 
-def average_brain(name: str) -> Planted:
+def ageing_brain(name: str) -> Planted:
     """The average brain with age at one place, as strong as is asked for there."""
     place, template, atlas = PLACES[name], load_template(), the_atlas()
     within = None
@@ -273,7 +275,8 @@ def planted(name: str, network: str, work: Path) -> dict[str, Any]:
         Brain(image.astype(np.float32), image.reshape(-1, *image.shape[-3:]).sum(0) > least, sex)
         for image, sex, out in zip(images, sexes, unseen) if out
     ]  # fmt: skip
-    maps = population_maps(model, brains, work / f"{name}_{network}.safetensors")
+    average = found["average"] if of_tissue else None
+    maps = population_maps(model, brains, average, work / f"{name}_{network}.safetensors")
     mask = np.mean([brain.mask for brain in brains], axis=0) >= 0.5
     atlas, (shape, affine) = the_atlas(), grid_of(card, np.array(AFFINE))
     truth = {"region": np.isin(atlas.on(shape, affine), indices(PLACES[name].regions, atlas)),
@@ -307,7 +310,9 @@ def learnt(
     return trained.requires_grad_(False)
 
 
-def population_maps(model: BrainAgeModel, brains: Sequence[Brain], path: Path) -> dict[str, Array]:
+def population_maps(
+    model: BrainAgeModel, brains: Sequence[Brain], average: Array | None, path: Path
+) -> dict[str, Array]:
     """Mean map of each method; the noise model is kept in a file."""
     if not path.exists():
         path.write_bytes(noise.fit(model, brains, FIT, progress=said).to_bytes())
@@ -315,7 +320,7 @@ def population_maps(model: BrainAgeModel, brains: Sequence[Brain], path: Path) -
     labels = the_atlas().on(*grid_of(model.card, np.array(AFFINE)))
     maps = {
         "noise": np.mean([fitted.importance(brain) for brain in brains], axis=0),
-        "occlusion": np.mean([as_map(occlusion(model, brain, labels), labels, brain.mask)
+        "occlusion": np.mean([as_map(occlusion(model, brain, labels, average), labels, brain.mask)
                               for brain in brains[:OCCLUDED]], axis=0),
     }  # fmt: skip
     if suited(model):
@@ -388,9 +393,10 @@ def real(name: str, out: Path, most: int, work: Path) -> dict[str, Any]:
     fitted = NoiseModel.from_bytes(path.read_bytes())
     shape, affine = grid_of(model.card, np.array(AFFINE))
     labels = the_atlas().on(shape, affine)
+    average = average_brain(model.card)
     methods: dict[str, tuple[int, Callable[[Brain], Array]]] = {
         "noise": (len(images), fitted.importance),
-        "occlusion": (10, lambda b: as_map(occlusion(model, b, labels), labels, b.mask)),
+        "occlusion": (10, lambda b: as_map(occlusion(model, b, labels, average), labels, b.mask)),
     }
     if suited(model):
         methods["gradcam"] = 40, lambda brain: merged(gradcam(model, brain))

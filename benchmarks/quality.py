@@ -42,11 +42,12 @@ from bidsapp.derivatives import Derivatives  # noqa: E402
 from bidsapp.errors import ScanError  # noqa: E402
 from bidsapp.prepared import Prepared  # noqa: E402
 from bidsapp.preprocessing import quality  # noqa: E402
+from bidsapp.preprocessing.grid import GRID_AFFINE  # noqa: E402
 from bidsapp.preprocessing.image import Image, load_t1w  # noqa: E402
 from bidsapp.preprocessing.segmentation import Parts, Segmentation, volumes  # noqa: E402
 from bidsapp.settings import Settings  # noqa: E402
 from bidsapp.study import Scan, load_study  # noqa: E402
-from bidsapp.toolbox import GRID_AFFINE, Toolbox, toolbox  # noqa: E402
+from bidsapp.toolbox import Toolbox, toolbox  # noqa: E402
 from models.ensemble import voters  # noqa: E402
 from models.segmentation import labels  # noqa: E402
 

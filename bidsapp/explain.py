@@ -37,6 +37,7 @@ from bidsapp.importance.regions import (
 from bidsapp.importance.sidecar import PREPROCESSING
 from bidsapp.preprocessing.atlas import load_atlas
 from bidsapp.preprocessing.image import Image
+from bidsapp.preprocessing.tissue import tissue_of_template
 from bidsapp.reporting.importance_figures import map_figure, region_bars
 from bidsapp.settings import Settings
 from bidsapp.study import Scan
@@ -57,6 +58,11 @@ DESCRIPTIONS = {
     "occlusion": "Years that the region around each voxel adds to the predicted age: the age "
     "predicted from the image, less that with the region filled in from its surroundings",
 }
+OF_TISSUE = DESCRIPTIONS | {
+    "occlusion": "Years that the region around each voxel adds to the predicted age: the age "
+    "predicted from the tissue, less that with the template's tissue in the region",
+}
+"""The same, of models that see maps of tissue that was warped to the template."""
 UNITS = {"occlusion": "years"}
 NO_IMAGE = "No importance maps of {}: these methods map images, and it sees none."
 FILLED = 0.3
@@ -173,7 +179,25 @@ def make(
     if method == "attention":
         return Maps(attention.attention(model, brain), {})
     assert method == "occlusion" and labels is not None
-    return Maps(as_map(occlusion(model, brain, labels), labels, brain.mask), {})
+    changes = occlusion(model, brain, labels, average_brain(model.card))
+    return Maps(as_map(changes, labels, brain.mask), {})
+
+
+def average_brain(card: ModelCard) -> Array | None:
+    """What occlusion puts in place of a region: the template's tissue, (3, X, Y, Z).
+
+    On the model's grid. None for models of images, in which places of people differ.
+    """
+    if isinstance(card.contract, MorphometryContract):
+        return _tissue_of_template(card.contract.template)
+    return None
+
+
+@lru_cache(maxsize=2)
+def _tissue_of_template(name: str) -> Array:
+    network, _ = registry.load_segmentation()
+    found: Array = at_4_mm(torch.from_numpy(tissue_of_template(network, name))[None])[0].numpy()
+    return found
 
 
 # --- what maps are made with ---
@@ -331,7 +355,8 @@ def _say_once(text: str) -> None:
 
 
 def _fingerprint(method: str, model: BrainAgeModel, key: str, settings: Settings) -> str:
-    parts: list[Any] = [method, model.card.name, key]
+    words = describe(method, model.card, settings.template, None)["Description"]
+    parts: list[Any] = [words, model.card.name, key]
     if method == "noise":
         sha256 = model.card.weights_sha256
         noise = noise_model(settings.noise_model, model.card.name, sha256, model.device)
@@ -406,10 +431,11 @@ def describe(
     assert not isinstance(contract, VolumeContract)  # it has no places
     space = contract.template
     made_in = "" if space == template else f"; made in {space}, on the model's own grid"
+    words = DESCRIPTIONS
     if isinstance(contract, MorphometryContract):
-        made_in += "; of tissue that was warped to the template"
+        words, made_in = OF_TISSUE, made_in + "; of tissue that was warped to the template"
     found: dict[str, Any] = {
-        "Description": DESCRIPTIONS[method] + made_in,
+        "Description": words[method] + made_in,
         "Model": card.name,
         "WeightsSHA256": card.weights_sha256,
         "Method": method,

@@ -31,11 +31,10 @@ from bidsapp.prepared import (
     modulated_in,
     on_model_grid,
 )
+from bidsapp.preprocessing.grid import GRID_AFFINE, GRID_SHAPE
 from bidsapp.settings import Settings
 from bidsapp.study import Scan, Study, load_study
 from bidsapp.toolbox import (
-    GRID_AFFINE,
-    GRID_SHAPE,
     Toolbox,
     check_resources,
     model_names,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bidsapp.preprocessing.grid import GRID_AFFINE, GRID_SHAPE
 from bidsapp.settings import Settings
-from bidsapp.toolbox import GRID_AFFINE, GRID_SHAPE, Toolbox
+from bidsapp.toolbox import Toolbox
 from models.contract import (
     Contract,
     InputContract,

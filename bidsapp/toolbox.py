@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import models
 from bidsapp.errors import UserError
+from bidsapp.preprocessing.grid import GRID_AFFINE, GRID_SHAPE
 from bidsapp.settings import Settings
 from models import registry
 from models.contract import ModelCard, ModelError, VolumeContract
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from bidsapp.preprocessing.templates import Template
     from models.prediction import BrainAgeModel
 
-GRID_SHAPE = (91, 109, 91)
-GRID_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
-"""The 2 mm MNI grid of the written images, RAS."""
 TAKEN = frozenset({"ensemble", "segmentation", "registration", "resampling", "warp", "quality",
                    "figures"})  # fmt: skip
 """Names that stand beside those of models in the predictions and the seconds of a record."""
@@ -53,6 +51,7 @@ def toolbox(settings: Settings) -> Toolbox:
     import torch
 
     from bidsapp.preprocessing.templates import load_template
+    from bidsapp.preprocessing.tissue import tissue_of_template
 
     device = settings.device
     if device == "auto":
@@ -71,20 +70,9 @@ def toolbox(settings: Settings) -> Toolbox:
         str(card["weights_sha256"]),
         template,
         *template.on(GRID_SHAPE, GRID_AFFINE),
-        lru_cache(partial(_tissue_of, segmentation)),
+        lru_cache(partial(tissue_of_template, segmentation)),
         loaded,
     )
-
-
-def _tissue_of(network: nn.Module, name: str) -> NDArray[np.float32]:
-    """Shares of tissue of a template, (3, X, Y, Z), found as those of a scan; sides alike."""
-    from bidsapp.preprocessing.segmentation import segment
-    from bidsapp.preprocessing.templates import load_template
-    from bidsapp.preprocessing.tissue import tissue_shares
-
-    found, _ = segment(load_template(name).brain, network, "auto")
-    shares = tissue_shares(found, np.eye(4), GRID_SHAPE, GRID_AFFINE)
-    return ((shares + shares[:, ::-1]) / 2).astype(np.float32)
 
 
 def model_names(settings: Settings) -> tuple[str, ...]:

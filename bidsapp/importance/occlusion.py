@@ -1,7 +1,9 @@
 """Importance of a region: by how many years the prediction changes where the region is filled in.
 
 Each region of an atlas is erased in turn, by what surrounds it (Zeiler & Fergus 2014, in 3D and by
-anatomy). It is the one map here whose unit, years, needs no explanation.
+anatomy). It is the one map here whose unit, years, needs no explanation. Where every voxel is the
+same place in everybody, an average brain's region can stand in instead: a patch of mixed tissue is
+nothing that any brain has there, and models are surprised by it everywhere.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ def occlusion(
     model: BrainAgeModel,
     brain: Brain,
     labels: NDArray[np.integer],
+    average: Array | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> dict[int, float]:
     """Years that each region adds to the predicted age: as it is, less filled in.
@@ -34,6 +37,9 @@ def occlusion(
     ----------
     labels
         (X, Y, Z), the atlas on the model's grid, 0 for none.
+    average
+        Of the shape of the brain's image: an average brain, whose region stands in. None: regions
+        are filled in from their surroundings.
 
     Returns
     -------
@@ -50,7 +56,12 @@ def occlusion(
         for done, label in enumerate(present, start=1):
             region = (labels[boxes[label - 1]] == label) & brain.mask[boxes[label - 1]]
             if region.sum() >= FEWEST_VOXELS:
-                filled, box = _filled(brain, labels, label, boxes[label - 1])
+                box = boxes[label - 1]
+                if average is None:
+                    filled = _filled(brain, labels, label, box)
+                else:
+                    whose = np.where(region, average[(..., *box)], brain.image[(..., *box)])
+                    filled = whose.astype(np.float32)
                 without = image.clone()
                 without[(0, 0, ..., *box)] = torch.from_numpy(filled).to(image)
                 changes[label] = whole - near(without, box).item()
@@ -66,8 +77,8 @@ def as_map(changes: dict[int, float], labels: NDArray[np.integer], mask: Mask) -
     return np.where(mask, table[labels], 0).astype(np.float32)
 
 
-def _filled(brain: Brain, labels: NDArray[np.integer], label: int, box: Box) -> tuple[Array, Box]:
-    """The box of a region with the region erased."""
+def _filled(brain: Brain, labels: NDArray[np.integer], label: int, box: Box) -> Array:
+    """The box of a region, the region filled in from its surroundings."""
     place = grown(box, MARGIN, labels.shape)
     region = (labels[place] == label) & brain.mask[place]
     around = brain.mask[place] & ~region
@@ -78,7 +89,7 @@ def _filled(brain: Brain, labels: NDArray[np.integer], label: int, box: Box) -> 
         for inner, outer in zip(box, place)
     )
     found = filled[(slice(None), *inside)]
-    return np.ascontiguousarray(found.reshape(*brain.image.shape[:-3], *found.shape[1:])), box
+    return np.ascontiguousarray(found.reshape(*brain.image.shape[:-3], *found.shape[1:]))
 
 
 def fill_in(image: Array, region: Mask, around: Mask) -> Array:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from bidsapp.preprocessing.grid import GRID_AFFINE, GRID_SHAPE
 from bidsapp.preprocessing.resampling import resample
-from bidsapp.preprocessing.segmentation import Segmentation
+from bidsapp.preprocessing.segmentation import Segmentation, segment
+from bidsapp.preprocessing.templates import load_template
 from models.contract import TISSUES
 from models.segmentation import labels
 
@@ -42,3 +45,20 @@ def tissue_shares(
         image = found.working.with_data(there)
         share[:] = resample(image, to_scan, shape, affine, order=1).data
     return shares
+
+
+def tissue_of_template(network: nn.Module, name: str) -> NDArray[np.float32]:
+    """Shares of tissue of a template on the standard grid, found as those of a scan; sides alike.
+
+    Parameters
+    ----------
+    network
+        Of segmentation.
+
+    Returns
+    -------
+    (3, X, Y, Z) float32, as of ``tissue_shares``.
+    """
+    found, _ = segment(load_template(name).brain, network, "auto")
+    shares = tissue_shares(found, np.eye(4), GRID_SHAPE, GRID_AFFINE)
+    return ((shares + shares[:, ::-1]) / 2).astype(np.float32)

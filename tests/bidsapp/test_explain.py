@@ -222,6 +222,7 @@ def test_maps_of_a_model_that_sees_warped_tissue(settings: Settings, tmp_path: P
     assert values.shape == fine and not values[white == 0].any()
     assert abs(values[46, 56, 46]) > 10 * abs(values[66, 56, 46])
     about = out.read_sidecar(path)
+    assert "the template's tissue in the region" in about["Description"]
     assert about["Description"].endswith("of tissue that was warped to the template")
     assert [s.split("label-")[1][:3] for s in about["Sources"]] == ["GM_", "WM_", "CSF"]
 

@@ -33,6 +33,7 @@ from bidsapp.preprocessing import (
     templates,
 )
 from bidsapp.preprocessing.atlas import load_atlas
+from bidsapp.preprocessing.grid import GRID_AFFINE, GRID_SHAPE
 from bidsapp.preprocessing.image import Image, T1w
 from bidsapp.preprocessing.quality import LIMITS
 from bidsapp.preprocessing.segmentation import Parts, Segmentation
@@ -40,7 +41,7 @@ from bidsapp.preprocessing.templates import Template
 from bidsapp.progress import Outcome
 from bidsapp.settings import Settings
 from bidsapp.study import Scan
-from bidsapp.toolbox import GRID_AFFINE, GRID_SHAPE, Toolbox
+from bidsapp.toolbox import Toolbox
 from models import registry
 from models.contract import (
     TISSUES,

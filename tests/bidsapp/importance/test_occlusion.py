@@ -34,7 +34,7 @@ def test_years_come_from_the_region_that_counts(
 ) -> None:
     oldest = make_brains(5)[-1]
     done = list[tuple[int, int]]()
-    changes = occlusion(planted, oldest, labels(), lambda *step: done.append(step))
+    changes = occlusion(planted, oldest, labels(), progress=lambda *step: done.append(step))
     assert set(changes) == {1, 3}
     around = oldest.image[oldest.mask & (labels() == 0)].mean()
     expected = 100 * (oldest.image[PLACE].mean() - around)
@@ -45,6 +45,15 @@ def test_years_come_from_the_region_that_counts(
     values = as_map(changes, labels(), oldest.mask)
     assert values.shape == SHAPE and np.all(values[PLACE] == np.float32(changes[1]))
     assert values[labels() == 0].max() == 0
+
+
+def test_an_average_brain_stands_in(planted: BrainAgeModel, make_brains: MakeBrains) -> None:
+    youngest, *_, oldest = make_brains(5)
+    changes = occlusion(planted, oldest, labels(), youngest.image)
+    expected = 100 * (oldest.image[PLACE].mean() - youngest.image[PLACE].mean())
+    assert changes[1] == pytest.approx(expected, abs=0.1) and expected > 5
+    assert changes[3] == pytest.approx(0, abs=1e-4)
+    assert not any(occlusion(planted, oldest, labels(), oldest.image).values())
 
 
 def test_a_region_is_filled_with_its_surroundings() -> None:
