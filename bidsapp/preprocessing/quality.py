@@ -38,7 +38,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "ghosting": (-np.inf, 0.022),
     "clipped_share": (-np.inf, 0.001),
     "largest_voxel_mm": (-np.inf, 4),
-    "model_disagreement_years": (-np.inf, 18),
+    "model_disagreement_years": (-np.inf, 20),
     "years_within_trained_ages": (-10, np.inf),
     "distance_from_training": (-np.inf, 1.25),
 }
