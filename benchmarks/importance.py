@@ -51,6 +51,7 @@ from models.contract import (  # noqa: E402
     InputContract,
     ModelCard,
     MorphometryContract,
+    Output,
     Uncertainty,
 )
 from models.prediction import BrainAgeModel  # noqa: E402
@@ -123,7 +124,7 @@ BRAINROTVIT = Options(
     network={"size": "tissue"}, encoder=EncoderOptions(20, 1e-4, 12, 6), needs_sex=True,
     augmentation=AugmentationOptions.none(), seed=SEED,
 )  # fmt: skip
-"""As it is shipped."""
+"""As it is shipped, but with fewer epochs of its regressors."""
 OF_TISSUE = ("brainrotvit", "morphometry")
 """See modulated maps of tissue; the others intensities."""
 NETWORKS = ("wssa", "linear", *OF_TISSUE)
@@ -261,14 +262,7 @@ def planted(name: str, network: str, work: Path) -> dict[str, Any]:
     output = output_scale(data)
     options = BRAINROTVIT if network == "brainrotvit" else WSSA
     predicted = predict_ages(trained, others, output, options)
-    contract: Contract = InputContract(TEMPLATE, 12, SHAPE, AFFINE, True, True, "tissue",
-                                       (YOUNGEST, OLDEST))  # fmt: skip
-    if of_tissue:
-        _, x, y, z = images[0].shape
-        contract = MorphometryContract(TEMPLATE, TISSUES, (x, y, z), (YOUNGEST, OLDEST),
-                                       options.needs_sex)  # fmt: skip
-    card = ModelCard(network, network, "0", "Planted.", "CC0-1.0", "None.", contract,
-                     Uncertainty(5.0, (-8, 8)), output, weights_sha256="0" * 64)  # fmt: skip
+    card = card_of(network, images[0].shape[-3:], output)
     model = BrainAgeModel(card, [trained])
     least = FILLED if of_tissue else 0
     brains = [
@@ -291,6 +285,17 @@ def planted(name: str, network: str, work: Path) -> dict[str, Any]:
         "maps": {method: scores(values, mask, truth, PLACES[name].regions, atlas, affine)
                  for method, values in maps.items()},
     }  # fmt: skip
+
+
+def card_of(network: str, shape: tuple[int, int, int], output: Output) -> ModelCard:
+    """The card of a network of planted cohorts, whose images are of this shape."""
+    contract: Contract = InputContract(TEMPLATE, 12, shape, AFFINE, True, True, "tissue",
+                                       (YOUNGEST, OLDEST))  # fmt: skip
+    if network in OF_TISSUE:
+        contract = MorphometryContract(TEMPLATE, TISSUES, shape, (YOUNGEST, OLDEST),
+                                       network == "brainrotvit")  # fmt: skip
+    return ModelCard(network, network, "0", "Planted.", "CC0-1.0", "None.", contract,
+                     Uncertainty(5.0, (-8, 8)), output, weights_sha256="0" * 64)  # fmt: skip
 
 
 def learnt(
