@@ -286,7 +286,8 @@ def away(material: Material) -> tuple[str, str]:
         "were trained on: a scanner's own shift is what controls show beyond home. "
         "95 % intervals of means by Student's t."
     )
-    header = ["data set", "model", "group", "n", "mean error", "at home", "MAE", "at home"]
+    header = ["data set", "model", "group", "n", "mean error", "mean error at home", "MAE",
+              "MAE at home"]  # fmt: skip
     return about, table(header, rows)
 
 

@@ -55,7 +55,7 @@ from models.contract import (  # noqa: E402
     Uncertainty,
 )
 from models.prediction import BrainAgeModel  # noqa: E402
-from models.simulation.brain import Ageing  # noqa: E402
+from models.simulation.brain import Ageing, Template  # noqa: E402
 from models.simulation.dataset import load_template  # noqa: E402
 from models.simulation.planted import (  # noqa: E402
     OLDEST,
@@ -182,7 +182,7 @@ def cohort(name: str, work: Path) -> Mapping[str, Any]:
     """Images (people, X, Y, Z), ages in years, and the size of the effect (X, Y, Z)."""
     path = work / f"cohort_{name}.npz"
     if not path.exists():
-        aged, white = ageing_brain(name), white_matter()
+        aged, white = ageing_brain(name), white_matter(load_template())
         ages = ages_of_people()
         images = people(aged, list(ages), SEED)
         np.savez(path, images=np.stack([image.astype(np.float16) for image in images]),
@@ -220,17 +220,15 @@ def ageing_brain(name: str) -> Planted:
         within = np.isin(atlas.on((x, y, z), template.affine), indices(place.regions, atlas))
         within = within.astype(np.float32)
     aged = plant(template, place.oldest, SHAPE, np.array(AFFINE), within)
-    first = aged.stages[0]
+    first, darkest = aged.stages[0], FLUID * white_matter(template)
     stages = first + place.gain * (aged.stages - first)
-    # no holes
-    stages = np.maximum(stages, np.minimum(aged.stages, FLUID * white_matter()))
+    stages = np.maximum(stages, np.minimum(aged.stages, darkest))  # no holes
     shares = aged.shares[0] + place.gain * (aged.shares - aged.shares[0])
     return replace(aged, stages=stages, shares=np.clip(shares, 0, 1))
 
 
-def white_matter() -> float:
-    """Its intensity in the template."""
-    template = load_template()
+def white_matter(template: Template) -> float:
+    """Its intensity."""
     return float(np.median(template.t1[template.white > 0.9]))
 
 

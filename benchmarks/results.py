@@ -125,17 +125,20 @@ def carried_over(results: list[Results], told: pd.DataFrame) -> list[pd.DataFram
     names = {each.dataset: each.name for each in results}
     rows = told[(told["kind"] == unseen_ages.UNSEEN) & told["dataset"].isin(names)]
     rows = rows.replace({"dataset": names}).assign(kind=alone_kind(rows))
-    frames = [frame for _, frame in rows.groupby("model")]
-    return frames + (ensemble_of(frames, *kinds) if len(kinds := {*rows["kind"]}) == 1 else [])
+    return with_ensemble(rows)
 
 
 def of_alone(told: pd.DataFrame) -> pd.DataFrame:
     """Predictions out of fold of models of one or several data sets, by model and kind."""
     rows = told[told["kind"] == unseen_ages.ALONE]
     rows = rows.assign(kind=alone_kind(rows))
+    return pd.concat([rows[:0], *with_ensemble(rows)], ignore_index=True)
+
+
+def with_ensemble(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows of each model, and of the ensemble where all were trained on the same data sets."""
     frames = [frame for _, frame in rows.groupby("model")]
-    frames += ensemble_of(frames, *kinds) if len(kinds := {*rows["kind"]}) == 1 else []
-    return pd.concat([rows[:0], *frames], ignore_index=True)
+    return frames + (ensemble_of(frames, *kinds) if len(kinds := {*rows["kind"]}) == 1 else [])
 
 
 def alone_kind(rows: pd.DataFrame) -> pd.Series:

@@ -77,7 +77,7 @@ def plant(
     for share in np.linspace(0, 1, STAGES + 1):
         ageing = Ageing(oldest.ventricles**share, oldest.cortex**share)
         brain = grow_old(template, regions, ageing, within)
-        sampled = _sampler(affine, brain, shape)
+        sampled = _sampler(brain, shape, affine)
         inside = sampled((brain.t1 > 0).astype(np.float32))
         # of the brain alone: the rim would be dark without the division
         stages.append(np.where(inside > 0.5, sampled(brain.t1) / np.maximum(inside, 0.5), 0))
@@ -154,7 +154,7 @@ def _at_age(stages: Array, age: float) -> Array:
 
 
 def _sampler(
-    affine: NDArray[np.float64], brain: Template, shape: tuple[int, int, int]
+    brain: Template, shape: tuple[int, int, int], affine: NDArray[np.float64]
 ) -> Callable[[Array], Array]:
     """Averages images of a brain to the grid's voxels."""
     to_voxel = np.linalg.inv(brain.affine) @ affine

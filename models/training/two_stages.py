@@ -127,12 +127,13 @@ def centre(state: State, training: Sequence[TrainingScan], options: Options) -> 
     said = ((slices - mean) / deviation).square().mean((0, 1, 3, 4))  # by each tissue
     deviation *= (said / said.new_tensor(network.balance)).sqrt()[:, None, None]
     deviation *= ((slices - mean) / deviation).std()
-    differences = (slices - mean) / deviation
     for each in (network, average):
         each.mean.copy_(mean)
         each.deviation.copy_(deviation)
-        if isinstance(each.encoder.patches, PlacedPatches):
-            each.encoder.patches.start(components(differences, each.encoder.position.shape[2]))
+    if network.encoder.placed:
+        directions = components((slices - mean) / deviation, network.encoder.position.shape[2])
+        for each in (network, average):
+            cast(PlacedPatches, each.encoder.patches).start(directions)
 
 
 def components(differences: Tensor, count: int) -> Tensor:
@@ -147,7 +148,7 @@ def components(differences: Tensor, count: int) -> Tensor:
     """
     single = differences.flatten(0, 1).flatten(1)
     with torch.random.fork_rng():
-        torch.manual_seed(0)  # of the random projection, in both networks the same
+        torch.manual_seed(0)  # of the random projection, which is no choice of the user
         axes = torch.pca_lowrank(single, count, center=False, niter=4)[2]
     axes = axes / (single @ axes).square().mean().sqrt()
     return axes.T.unflatten(1, differences.shape[2:])
